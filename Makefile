@@ -1,0 +1,75 @@
+# Two commands from a fresh clone, with nothing but Python >= 3.11 and make:
+#     make run      an experiment, results below data/runs
+#     make test     every test
+
+PYTHON ?= python3
+VENV   ?= .venv
+NB     ?= stitching
+ARGS   ?= $(if $(filter stitching,$(NB)),-p layer bn3)
+
+BIN  := $(VENV)/bin
+DONE := $(VENV)/.done
+RUNS := $(or $(REPTRANS_DATA),data)/runs
+STRIP := --keep-output --keep-count --keep-id \
+         --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info.version"
+
+# More threads than free cores make small networks slower by a large factor.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help env run test book outputs readme lint format bench clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo 'Variables: NB=stitching  ARGS="-p layer bn5 -p seeds 2"  PYTHON=python3.12  VENV=.venv  REPTRANS_DATA=data'
+
+env: $(DONE)  ## the virtual environment with everything installed
+
+$(DONE): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'Python 3.11 or newer is needed; name one with PYTHON=, as in: make run PYTHON=python3.12' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(DONE)
+
+run: $(DONE)  ## one notebook with the given parameters: NB= and ARGS=
+	@mkdir -p "$(RUNS)"
+	$(BIN)/papermill notebooks/$(NB).ipynb "$(RUNS)/$(NB).ipynb" $(ARGS)
+	@echo
+	@echo "The executed notebook: $(RUNS)/$(NB).ipynb"
+	@echo "Its rows, arrays, figures and report: the newest folder in $(RUNS)"
+	@ls -1td "$(RUNS)"/*/ 2>/dev/null | head -n 1
+
+test: $(DONE)  ## unit tests, notebooks against their stored outputs, strict build of the book
+	$(BIN)/python -m pytest
+
+book: $(DONE)  ## the site, in _build/html
+	$(BIN)/jupyter-book build . --toc book/_toc.yml -W -n --keep-going
+
+# On the CPU, as the tests compare it; a notebook is replaced only after it ran to its end.
+outputs: $(DONE)  ## run every notebook with its defaults and store its outputs
+	@mkdir -p _build/outputs
+	@set -e; for nb in notebooks/*.ipynb; do \
+	  new="_build/outputs/$${nb##*/}"; \
+	  CUDA_VISIBLE_DEVICES= $(BIN)/papermill "$$nb" "$$new"; \
+	  $(BIN)/nbstripout $(STRIP) "$$new"; \
+	  mv "$$new" "$$nb"; \
+	done
+
+readme: $(DONE)  ## fill the parameters table of the README from the notebook
+	$(BIN)/python tests/readme_table.py
+
+lint: $(DONE)  ## check style, change nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(DONE)  ## mend style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(DONE)  ## time the costly parts; not part of the tests
+	$(BIN)/python -m pytest tests/benchmarks -s
+
+clean:  ## remove what can be made again, except the environment and data
+	rm -rf _build .pytest_cache .ruff_cache

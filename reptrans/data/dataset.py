@@ -1,0 +1,71 @@
+"""A data set: a part to fit, a part to test, the names of its classes, and how its images are normalised."""
+
+from dataclasses import dataclass
+
+import torch
+
+from reptrans.data.loader import Loader
+from reptrans.data.split import Split
+from reptrans.data.streamed import Streamed
+from reptrans.errors import BadData, UnknownName, suggest
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Two splits of one kind of images; `mean` and `std` are per channel, of images in [0, 1]."""
+
+    name: str
+    train: Split | Streamed
+    test: Split | Streamed
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def channels(self) -> int:
+        return self.train.shape[0]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.train.shape[1:]
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image has a yes or no for every class (labels (n, k)) rather than one class (labels (n,))."""
+        return self.train.labels.ndim > 1
+
+    def loader(self, part: str = "train", batch_size: int = 128, **settings) -> Loader:
+        """A Loader of the "train" or "test" part with this set's mean and std; `settings` as for Loader."""
+        if part not in ("train", "test"):
+            raise UnknownName(f"a data set has no part {part!r}. {suggest(part, ['train', 'test'])}")
+        statistics = {"mean": self.mean, "std": self.std}
+        return Loader(getattr(self, part), batch_size, **(statistics | settings))
+
+
+def measured_statistics(split: Split | Streamed) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation (over pixels, divisor n) of each channel of images in [0, 1].
+
+    Of all images, or of evenly spaced ones: 10,000 of a split in memory, 500 of a streamed one.
+    Raises BadData for a channel that is the same everywhere.
+    """
+    most = 500 if isinstance(split, Streamed) else 10_000
+    index = torch.linspace(0, len(split) - 1, min(most, len(split)), dtype=torch.float64).round().long()
+    counts = torch.zeros(split.shape[0], 256, dtype=torch.float64)
+    # Counts of the 256 grey values: exact, whatever the number of pixels.
+    for part in index.split(500):
+        for channel, values in enumerate(split.batch(part).transpose(0, 1)):
+            counts[channel] += torch.bincount(values.flatten(), minlength=256)
+    share, value = counts / counts.sum(1, keepdim=True), torch.arange(256, dtype=torch.float64) / 255
+    mean = share @ value
+    std = (share * (value - mean[:, None]) ** 2).sum(1).sqrt()
+    if (std < 1e-6).any():
+        raise BadData(
+            f"channel {int(std.argmin())} has one value in all of {len(index)} training images: its standard "
+            'deviation is 0. Give the statistics of a known set, for instance normalise="imagenet".'
+        )
+    return tuple(mean.tolist()), tuple(std.tolist())

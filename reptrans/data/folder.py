@@ -1,0 +1,158 @@
+"""A data set from folders of images, one folder for each class: in memory where it fits, streamed where it does not."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from reptrans.data.split import Split
+from reptrans.data.streamed import GREY, Streamed, decode, opened
+from reptrans.errors import BadData
+from reptrans.files import atomic
+from reptrans.paths import data_root
+
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+# Held in memory: images up to this side, and parts that need no more than this together.
+MOST_SIDE, MOST_BYTES = 64, 2 * 2**30
+LOOKED_AT = 1_000
+
+Classes = dict[str, list[Path]]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a source gives: two splits and the names of the classes."""
+
+    train: Split | Streamed
+    test: Split | Streamed
+    classes: tuple[str, ...]
+
+
+def load_folder(folder: Path, image_size: int | None, split_seed: int) -> Parts:
+    """`folder`/train and `folder`/test with class folders; or class folders alone, split 80 to 20 in every class.
+
+    Classes are the sorted names of the folders; images are sorted by name within a class, those of folders below
+    included. Grey if all of (up to 1,000 evenly spaced) images are, else RGB. Images of at most 64 pixels a side, as
+    delivered, and 2 GiB together are decoded once and kept under `data_root()/cache`; others are streamed.
+    Raises BadData.
+    """
+    train, test = _two_parts(folder, split_seed)
+    files = {"train": _flat(train), "test": _flat(test)}
+    shape = _shape(files["train"] + files["test"], image_size)
+    resize, splits = image_size is not None, {}
+    for part, classes in (("train", train), ("test", test)):
+        labels = torch.cat([torch.full((len(found),), i) for i, found in enumerate(classes.values())])
+        splits[part] = Streamed(tuple(files[part]), labels, shape, resize)
+    c, h, w = shape
+    if max(h, w) <= MOST_SIDE and (len(files["train"]) + len(files["test"])) * c * h * w <= MOST_BYTES:
+        splits = {part: _in_memory(split, folder, f"{folder.name} {part}") for part, split in splits.items()}
+    return Parts(splits["train"], splits["test"], tuple(train))
+
+
+def _two_parts(folder: Path, split_seed: int) -> tuple[Classes, Classes]:
+    there = [part for part in ("train", "test") if (folder / part).is_dir()]
+    if len(there) == 2:
+        train, test = (_class_files(folder / part) for part in there)
+        if list(train) != list(test):
+            only = {p: ", ".join(a for a in x if a not in y) or "none" for p, x, y in (
+                ("train", train, test), ("test", test, train))}  # fmt: skip
+            raise BadData(
+                f"train and test of {folder} have different classes. Only in train: {only['train']}. "
+                f"Only in test: {only['test']}. Give both the same class folders."
+            )
+        return train, test
+    if there:
+        missing = "test" if there == ["train"] else "train"
+        raise BadData(
+            f"{folder} has a folder {there[0]}, but no folder {missing}. Add {missing}, or give the class folders "
+            f"without {there[0]} to have them split 80 to 20."
+        )
+    return _stratified(_class_files(folder), split_seed)
+
+
+def _class_files(folder: Path) -> Classes:
+    """The image files of each class folder, both sorted by name."""
+    if not folder.is_dir():
+        raise BadData(f"there is no folder {folder}. It should hold a folder of images for each class.")
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    classes = {name: _images(folder / name) for name in names}
+    if not any(classes.values()):
+        raise BadData(
+            f"{folder} has no images in class folders. Expected for instance {folder / 'cat' / '001.png'}; "
+            f"images end in {', '.join(sorted(SUFFIXES))}."
+        )
+    if empty := [name for name, files in classes.items() if not files]:
+        raise BadData(f"{folder} has no images for: {', '.join(empty)}. Add some or delete the folder.")
+    if len(classes) == 1:
+        raise BadData(f"{folder} has one class only, {names[0]}. Classification needs at least two class folders.")
+    return classes
+
+
+def _images(folder: Path) -> list[Path]:
+    """The image files in `folder` and below, sorted by name."""
+    found = [os.path.join(top, name) for top, _, names in os.walk(folder) for name in names if not name.startswith(".")]
+    return [Path(name) for name in sorted(found) if os.path.splitext(name)[1].lower() in SUFFIXES]
+
+
+def _stratified(classes: Classes, seed: int) -> tuple[Classes, Classes]:
+    """A fifth of every class, at least one image, for the test."""
+    generator, train, test = torch.Generator().manual_seed(seed), {}, {}
+    for name, files in classes.items():
+        if len(files) < 2:
+            raise BadData(f"class {name!r} has one image only, {files[0]}. A split into train and test needs two.")
+        order = torch.randperm(len(files), generator=generator).tolist()
+        few = set(order[: max(1, round(len(files) / 5))])
+        train[name] = [file for i, file in enumerate(files) if i not in few]
+        test[name] = [file for i, file in enumerate(files) if i in few]
+    return train, test
+
+
+def _flat(classes: Classes) -> list[Path]:
+    return [file for files in classes.values() for file in files]
+
+
+def _shape(files: list[Path], image_size: int | None) -> tuple[int, int, int]:
+    """(c, h, w) as the images will be delivered, from the headers of up to 1,000 of them."""
+    grey, sizes = True, {}
+    for file in files[:: -(-len(files) // LOOKED_AT)]:
+        with opened(file) as image:
+            grey = grey and image.mode in GREY
+            if image.mode[0] in "IF":
+                raise BadData(f"{file} has more than 8 bits per channel (mode {image.mode}). Convert it to 8 bits.")
+            sizes.setdefault(image.size, file)
+    if image_size is None and len(sizes) > 1:
+        (a, first), (b, second) = list(sizes.items())[:2]
+        raise BadData(
+            f"{first} is {a[0]} x {a[1]} pixels, {second} is {b[0]} x {b[1]}. "
+            "Give image_size to bring all images to one size."
+        )
+    width, height = next(iter(sizes)) if image_size is None else (image_size, image_size)
+    return 1 if grey else 3, height, width
+
+
+def _in_memory(split: Streamed, folder: Path, label: str) -> Split:
+    """The split decoded, from the cache if the files are the same as when it was made."""
+    path = data_root() / "cache" / f"{label.replace(' ', '-')}-{_fingerprint(split, folder)}.safetensors"
+    if path.is_file():
+        try:
+            return Split(load_file(path)["images"], split.labels)
+        except SafetensorError:
+            pass  # A cache that breaks off is worth nothing: it is made anew.
+    images = decode(split.files, split.shape, split.resize, label)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as temporary:
+        save_file({"images": images}, temporary)
+    return Split(images, split.labels)
+
+
+def _fingerprint(split: Streamed, folder: Path) -> str:
+    """Changes when the folder, a file's name, size or time, or the form of the images does."""
+    digest = hashlib.sha256(repr((str(folder.resolve()), split.shape, split.resize)).encode())
+    for file in split.files:
+        stat = file.stat()
+        digest.update(f"{file.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]

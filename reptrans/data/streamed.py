@@ -1,0 +1,122 @@
+"""Images decoded from their files: by a Streamed split whenever they are needed, or all at once into one tensor."""
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from reptrans.data.resize import resized_picture
+from reptrans.data.split import limited
+from reptrans.errors import BadData
+from reptrans.progress import progress
+
+GREY = ("1", "L", "LA")
+# Pillow decodes and resizes without Python's lock, so threads are as good as processes and start at once.
+THREADS = min(8, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Streamed:
+    """A split whose images stay in `files` and are read batch by batch; otherwise with the face of Split.
+
+    labels: (n,) int64 or (n, k) uint8; shape: (c, h, w) of every image as it is handed out; `resize`: whether images of
+    other sizes are resized (shorter side, then centre crop) or refused.
+    """
+
+    files: tuple[Path, ...]
+    labels: Tensor
+    shape: tuple[int, int, int]
+    resize: bool = False
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def batch(self, index: Tensor) -> Tensor:
+        """The images at `index`: uint8 (b, c, h, w). Raises BadData, naming the file, for one that cannot be read."""
+        return decode([self.files[i] for i in index.tolist()], self.shape, self.resize)
+
+    def select(self, index: Tensor) -> "Streamed":
+        """The examples at `index` (int64 positions), in that order."""
+        files = tuple(self.files[i] for i in index.tolist())
+        return Streamed(files, self.labels[index.to(self.labels.device)], self.shape, self.resize)
+
+    def limit(self, per_class: int, seed: int | None = None, classes: Sequence[str] = ()) -> "Streamed":
+        """As `Split.limit`."""
+        return self.select(limited(self.labels, per_class, seed, classes))
+
+
+def read_ahead(split: Streamed, parts: Sequence[Tensor], most: int = 2) -> Iterator[tuple[Tensor, Tensor]]:
+    """(positions, images) for each of `parts`; up to `most` batches are read while the last one is in use."""
+    pool, waiting, parts = ThreadPoolExecutor(1), deque(), iter(parts)
+    try:
+        while True:
+            for part in parts:
+                waiting.append((part, pool.submit(split.batch, part)))
+                if len(waiting) > most:
+                    break
+            if not waiting:
+                return
+            part, images = waiting.popleft()
+            yield part, images.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def decode(files: Sequence[Path], shape: tuple[int, int, int], resize: bool, label: str | None = None) -> Tensor:
+    """The images in `files`: uint8 (n, c, h, w), behind a progress bar if there is a `label`. Raises BadData."""
+    images = torch.empty(len(files), *shape, dtype=torch.uint8)
+    table, step = images.numpy(), max(1, min(100, len(files) // THREADS))
+
+    def work(start: int) -> None:
+        for i in range(start, min(start + step, len(files))):
+            table[i] = _pixels(files[i], shape, resize)
+
+    starts = range(0, len(files), step)
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        done = pool.map(work, starts)
+        for _ in done if label is None else progress(done, label, len(starts)):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return images
+
+
+def _pixels(path: Path, shape: tuple[int, int, int], resize: bool) -> np.ndarray:
+    """One image as uint8 (c, h, w)."""
+    channels, height, width = shape
+    with opened(path) as image:
+        if channels == 1 and image.mode not in GREY:
+            raise BadData(f"{path} is in colour (mode {image.mode}), but others are grey. Convert one or the other.")
+        image = image.convert("L" if channels == 1 else "RGB")
+    if resize:
+        image = resized_picture(image, height)
+    if image.size != (width, height):
+        raise BadData(
+            f"{path} is {image.width} x {image.height} pixels, others are {width} x {height}. "
+            "Give image_size to bring all images to one size."
+        )
+    pixels = np.asarray(image)
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """A Pillow image; whatever Pillow raises, on opening or in the with-block, becomes a BadData naming the file."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except BadData:
+        raise
+    # Decoding is lazy, and Pillow's decoders raise errors of many classes for broken files.
+    except Exception as error:
+        reason = type(error).__name__
+        raise BadData(f"{path} cannot be read as an image ({reason}). Replace or delete it.") from error

@@ -1,0 +1,246 @@
+"""Rows or matrices to Matplotlib axes; each function draws on `ax`, or on a new figure, and returns the axes.
+
+Nothing is shown or saved here: end a notebook's cell with `plt.show()`, or hand the axes to `Run.figure`.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from reptrans.errors import BadData, ShapeMismatch, UnknownName, suggest
+
+_MARKERS = "osD^vPX*"
+_DASHES = ["--", ":", "-.", (0, (6, 2, 1, 2, 1, 2))]
+_UNITS = {"accuracy": "accuracy (fraction)", "test_accuracy": "test accuracy (fraction)",
+          "cross_entropy": "cross-entropy (nats)", "test_cross_entropy": "test cross-entropy (nats)"}  # fmt: skip
+
+
+def layer_curves(
+    rows: pd.DataFrame,
+    x: str = "layer",
+    y: str = "accuracy",
+    hue: str | None = "matching",
+    spread: str | None = "seed",
+    reference: dict[str, float] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw `y` over the layers, in the order in which the rows name them, with one line for each value of `hue`.
+
+    A marker is the mean over the values of `spread` (the rows of one seed are averaged first) and its error bar
+    reaches from the smallest to the largest of them; without such a column there are no bars. `reference` gives
+    horizontal dashed lines, for instance {"front network": 0.91}. With a single layer the values of `hue` stand
+    side by side instead.
+
+    Raises:
+        UnknownName: a column that the rows do not have.
+        BadData: no rows.
+    """
+    _check(rows, [x, y, *filter(None, [hue])])
+    layers, kinds = list(pd.unique(rows[x])), list(pd.unique(rows[hue])) if hue else [y]
+    side_by_side = len(layers) == 1 and hue is not None
+    places = [str(place) for place in (kinds if side_by_side else layers)]
+    ax = ax or _axes(_width(places, side_by_side), 4)
+    for number, kind in enumerate(kinds):
+        chosen = rows[rows[hue] == kind] if hue else rows
+        table = _by_seed(chosen, x, y, spread).reindex(layers)
+        _marked_line(ax, table, number if side_by_side else 0, number, "" if side_by_side else str(kind))
+    _reference_lines(ax, reference or {})
+    _name_places(ax, places, _spoken(hue if side_by_side else x))
+    ax.set_ylabel(_UNITS.get(y, _spoken(y)))
+    if side_by_side:
+        ax.set_title(f"{_spoken(x)} {layers[0]}")
+    many = len(kinds) > 1 and not side_by_side
+    _legend(ax, hue if many else None, shown=bool(reference) or many)
+    return ax
+
+
+def learning_curves(
+    rows: pd.DataFrame,
+    x: str = "epoch",
+    y: str | Sequence[str] = ("accuracy", "test_accuracy"),
+    hue: str | None = None,
+    spread: str | None = "seed",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw one or several columns over the epochs: a colour for each value of `hue`, a dash pattern for each column.
+
+    A line is the mean over the values of `spread` and its band reaches from the smallest to the largest of them.
+    Epochs at which a column was not measured (NaN) are skipped.
+
+    Raises:
+        UnknownName: a column that the rows do not have.
+        BadData: no rows.
+    """
+    columns = [y] if isinstance(y, str) else list(y)
+    _check(rows, [x, *columns, *filter(None, [hue])])
+    ax = ax or _axes(6.5, 4)
+    kinds = list(pd.unique(rows[hue])) if hue else [None]
+    for number, (kind, column) in enumerate((kind, column) for kind in kinds for column in columns):
+        # Without a hue the columns take the colours, so that they are told apart at first sight.
+        colour = _colour(kinds.index(kind) if hue else number)
+        table = _by_seed(rows if kind is None else rows[rows[hue] == kind], x, column, spread).dropna(how="all")
+        label = ", ".join([*([str(kind)] if hue else []), *([_spoken(column)] if len(columns) > 1 or not hue else [])])
+        dash = ["-", *_DASHES][columns.index(column) % 5]
+        marker = "o" if len(table) == 1 else None
+        ax.plot(table.index, table.mean(axis=1), color=colour, linestyle=dash, marker=marker, label=label)
+        if table.shape[1] > 1:
+            ax.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=colour, alpha=0.15, linewidth=0)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.set_xlabel(_spoken(x))
+    ax.set_ylabel(_common_label(columns))
+    _legend(ax, None, shown=len(kinds) * len(columns) > 1)
+    return ax
+
+
+def heatmap(
+    matrix: pd.DataFrame,
+    label: str,
+    ax: Axes | None = None,
+    annotate: bool | None = None,
+    limits: tuple[float, float] | None = None,
+) -> Axes:
+    """Draw a table of numbers, rows by columns, in a scale of even steps (viridis) called `label`.
+
+    By default the numbers are written into the cells where there are at most 12 rows and columns. `limits` sets the
+    ends of the colour scale, for instance (0, 1) for a similarity. Cells are square unless one side is more than
+    twice the other.
+    """
+    height, width = matrix.shape
+    if not matrix.size:
+        raise BadData(f"a heat map needs at least one row and one column, and the matrix is {height} x {width}.")
+    annotate = max(height, width) <= 12 if annotate is None else annotate
+    ax = ax or _axes(_side(width) + 2.2, _side(height) + 1.2)
+    low, high = limits or (None, None)
+    seaborn.heatmap(matrix, ax=ax, cmap="viridis", vmin=low, vmax=high, annot=annotate, fmt=".2f",
+                    annot_kws={"size": 8}, square=0.5 <= height / width <= 2, cbar_kws={"label": label})  # fmt: skip
+    _turn(ax, matrix.columns, width)
+    ax.tick_params(axis="y", rotation=0, labelsize="small" if height > 20 else "medium")
+    return ax
+
+
+def weights(matrix: Tensor | np.ndarray | pd.DataFrame, label: str = "weight", ax: Axes | None = None) -> Axes:
+    """Draw a stitch's weights (out, in): white is 0, red above, blue below, to the same end on both sides.
+
+    A 1x1 convolution's (out, in, 1, 1) will do as well.
+
+    Raises:
+        ShapeMismatch: anything else than a matrix.
+    """
+    values = np.asarray(matrix.detach().cpu().double() if isinstance(matrix, Tensor) else matrix, dtype=float)
+    if values.ndim < 2 or values.shape[2:] != (1,) * (values.ndim - 2) or not values.size:
+        raise ShapeMismatch(f"weights have the shape (out, in) or (out, in, 1, 1), and these have {values.shape}.")
+    values = values.reshape(values.shape[:2])
+    ax = ax or _axes(_side(values.shape[1]) + 1.6, _side(values.shape[0]) + 0.8)
+    end = float(np.nanmax(np.abs(values))) or 1.0
+    picture = ax.imshow(values, cmap="RdBu_r", vmin=-end, vmax=end, interpolation="nearest", aspect=_aspect(values))
+    ax.figure.colorbar(picture, ax=ax, label=label)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.grid(False)
+    ax.set(xlabel="front channel (in)", ylabel="end channel (out)")
+    return ax
+
+
+def image_row(images: Tensor, most: int = 10) -> Axes:
+    """Draw up to `most` images (n, c, h, w), uint8 or in [0, 1], side by side; one channel is grey."""
+    shown = images[:most].movedim(1, -1).cpu()
+    shown = shown.squeeze(-1) if shown.shape[-1] == 1 else shown
+    strip = np.concatenate(list(np.asarray(shown)), axis=1)
+    ax = _axes(len(shown), 1.2)
+    ax.imshow(strip, cmap="gray", vmin=0, vmax=255 if strip.dtype == np.uint8 else 1, interpolation="nearest")
+    ax.set_axis_off()
+    return ax
+
+
+def _check(rows: pd.DataFrame, columns: Iterable[str]) -> None:
+    for column in columns:
+        if column not in rows.columns:
+            raise UnknownName(f"the rows have no column {column!r}. {suggest(column, map(str, rows.columns))}")
+    if rows.empty:
+        raise BadData("there are no rows to draw.")
+
+
+def _by_seed(rows: pd.DataFrame, x: str, y: str, spread: str | None) -> pd.DataFrame:
+    """`y` averaged for each value of `x` (index, in the order met) and of `spread` (columns)."""
+    keys = [x, spread] if spread in rows.columns else [x]
+    means = rows.groupby(keys, sort=False, observed=True)[y].mean()
+    return means.unstack(sort=False) if len(keys) > 1 else means.to_frame()
+
+
+def _marked_line(ax: Axes, table: pd.DataFrame, offset: int, number: int, label: str) -> None:
+    mean = table.mean(axis=1)
+    reach = [mean - table.min(axis=1), table.max(axis=1) - mean] if table.shape[1] > 1 else None
+    style = {"color": _colour(number), "marker": _MARKERS[number % len(_MARKERS)], "markersize": 6, "capsize": 3}
+    ax.errorbar(np.arange(len(table)) + offset, mean, yerr=reach, label=label, **style)
+
+
+def _reference_lines(ax: Axes, reference: dict[str, float]) -> None:
+    for number, (name, value) in enumerate(reference.items()):
+        dash = _DASHES[number % len(_DASHES)]
+        ax.axhline(value, color="0.3", linewidth=1.2, linestyle=dash, label=f"{name} ({value:.3g})", zorder=1)
+
+
+def _name_places(ax: Axes, places: list[str], label: str) -> None:
+    ax.set_xticks(range(len(places)), places)
+    ax.set_xlim(-0.5, len(places) - 0.5)
+    ax.set_xlabel(label)
+    _turn(ax, places, len(places))
+
+
+def _turn(ax: Axes, names: Iterable[Any], count: int) -> None:
+    """Slant the names below the axis where they would run into each other."""
+    across = ax.get_position().width * ax.figure.get_figure(root=True).get_figwidth()
+    if count * 0.22 > across:
+        ax.tick_params(axis="x", rotation=90, labelsize="small")
+    elif count * max(len(str(name)) + 1.5 for name in names) * 0.09 > across:
+        plt.setp(ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
+    else:
+        ax.tick_params(axis="x", rotation=0)
+
+
+def _legend(ax: Axes, title: str | None, shown: bool) -> None:
+    """A legend to the right of the axes, where it hides nothing."""
+    if shown:
+        ax.legend(title=_spoken(title) if title else None, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+
+
+def _axes(width: float, height: float) -> Axes:
+    return plt.subplots(figsize=(width, height), layout="constrained")[1]
+
+
+def _width(places: list[str], side_by_side: bool) -> float:
+    """A figure's width in inches: room for the places and, beside them, the legend."""
+    each = 0.11 * (max(map(len, places)) + 3) if side_by_side else 0.45
+    return min(max(4.5, each * len(places) + 1.0) + 2.0, 14.0)
+
+
+def _side(count: int) -> float:
+    return min(max(0.45 * count, 1.8), 8.0)
+
+
+def _aspect(values: np.ndarray) -> str:
+    height, width = values.shape
+    return "equal" if 0.5 <= height / width <= 2 else "auto"
+
+
+def _colour(number: int) -> tuple[float, float, float]:
+    palette = seaborn.color_palette("colorblind")
+    return palette[number % len(palette)]
+
+
+def _common_label(columns: list[str]) -> str:
+    """What several columns share, for instance 'accuracy (fraction)' for accuracy and test_accuracy."""
+    shortest = min(columns, key=len)
+    same = all(column.endswith(shortest) for column in columns)
+    return _UNITS.get(shortest, _spoken(shortest)) if same else ", ".join(map(_spoken, columns))
+
+
+def _spoken(name: str) -> str:
+    return str(name).replace("_", " ")

@@ -1,0 +1,11 @@
+"""Layers by name, on any network: list them, look at them, cut the network at them.
+
+Names are those of `named_modules`. A layer stands for the *output* of that module (of its last call, where the module
+is called more than once).
+"""
+
+from reptrans.layers.cut import cuttable_layers, end, front
+from reptrans.layers.record import record
+from reptrans.layers.table import layer_table, multiply_adds
+
+__all__ = ["cuttable_layers", "end", "front", "layer_table", "multiply_adds", "record"]

@@ -1,0 +1,84 @@
+"""Networks by name: those of the studies this package follows, torchvision's, and the user's own.
+
+>>> net = build("resnet20_w1", num_classes=10, seed=3)
+>>> "tiny10" in model_names()
+True
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from reptrans.errors import BadValue
+from reptrans.models.families import listed_names, make
+from reptrans.models.from_torchvision import torchvision_network
+from reptrans.models.from_user import users_network
+from reptrans.models.resnet import from_l2t
+
+__all__ = ["build", "from_l2t", "model_names"]
+
+
+def build(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    in_channels: int = 3,
+    image_size: int | tuple[int, int] = 32,
+    seed: int = 0,
+    weights: str | None = None,
+    **options,
+) -> nn.Module:
+    """The network `name` on the CPU, in train mode, a function of the arguments alone: the global random state is kept.
+
+    Arguments: `name`, one of `model_names()`, `torchvision/NAME`, or `module:function` or `path/to/file.py:function` of
+    your own; `num_classes`, 10 unless trained `weights` say otherwise; `image_size`, pixels, a side or (height, width);
+    `seed` of the initial weights; `weights`, for torchvision only: "default" or the name of a set; `options`, for what
+    only some networks have (`batch_norm` of inceptionv1).
+    Images are (n, in_channels, height, width), the output is (n, num_classes) logits.
+    Raises UnknownName, BadValue, ShapeMismatch for images too small for the network, NotAvailable for weights that
+    cannot be downloaded.
+    """
+    size = _height_width(image_size)
+    for argument, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if value is not None and not _is_positive(value):
+            raise BadValue(f"{argument} is {value!r}; it must be a whole number from 1 on.")
+    with _seeded(seed):
+        if name.startswith("torchvision/"):
+            return torchvision_network(name, num_classes, in_channels, size, weights, options)
+        if weights is not None:
+            raise BadValue(
+                f"weights={weights!r} is for torchvision/NAME networks; {name} starts with random weights. To load a "
+                "file into it, use load_network of reptrans.checkpoints."
+            )
+        num_classes = 10 if num_classes is None else num_classes
+        if ":" in name:
+            offered = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size, "seed": seed}
+            return users_network(name, offered, options)
+        return make(name, num_classes, in_channels, size, options)
+
+
+def model_names() -> list[str]:
+    """The names of this package's own networks; any number k goes in cnn3_w{k}, resnet20_w{k} and wrn_{depth}_{k}."""
+    return listed_names()
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw weights on the CPU from `seed`, and give the random state back as it was."""
+    # torch.manual_seed would also reseed the GPUs, which fork_rng(devices=[]) does not restore.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _height_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(size) != 2 or not all(_is_positive(side) for side in size):
+        raise BadValue(f"image_size is {image_size!r}; it must be a side in pixels or (height, width), each from 1 on.")
+    return size
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

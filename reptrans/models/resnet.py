@@ -1,0 +1,152 @@
+"""Residual networks for small images, by depth and width.
+
+Names follow torchvision's: conv1, bn1, relu, layer1.0.conv1, ..., layer1.0.downsample.0, ..., avgpool, fc. In every
+block the sum of branch and shortcut is a layer of its own, `add`; the block's output is the ReLU of it. A block has one
+`relu` that it uses after each batch norm and after the sum.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from reptrans.models.parts import Add, Size, he_fan_out, head
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, 1x1 convolution with batch norm where the shape changes."""
+
+    expansion = 1
+
+    def __init__(self, c_in: int, width: int, stride: int, in_place: bool):
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(in_place)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _projection(c_in, width, stride)
+        self.add = Add()
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        branch = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.add(self.bn2(self.conv2(branch)), shortcut))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (which strides) and 1x1 convolution, the last to four times the width, and a shortcut."""
+
+    expansion = 4
+
+    def __init__(self, c_in: int, width: int, stride: int, in_place: bool):
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * width)
+        self.relu = nn.ReLU(in_place)
+        self.downsample = _projection(c_in, 4 * width, stride)
+        self.add = Add()
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        branch = self.relu(self.bn1(self.conv1(x)))
+        branch = self.relu(self.bn2(self.conv2(branch)))
+        return self.relu(self.add(self.bn3(self.conv3(branch)), shortcut))
+
+
+def _projection(c_in: int, c_out: int, stride: int) -> nn.Sequential | None:
+    if c_in == c_out and stride == 1:
+        return None
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+
+
+def _resnet(
+    num_classes: int,
+    in_channels: int,
+    widths: tuple[int, ...],
+    blocks: tuple[int, ...],
+    *,
+    block: type[BasicBlock] | type[Bottleneck] = BasicBlock,
+    stem_bias: bool = False,
+    in_place: bool = False,
+) -> nn.Sequential:
+    """A 3x3 stem of `widths[0]` channels, then one stage per further width; every stage but the first strides by 2."""
+    c_in = widths[0]
+    layers = OrderedDict(
+        conv1=nn.Conv2d(in_channels, c_in, 3, padding=1, bias=stem_bias),
+        bn1=nn.BatchNorm2d(c_in),
+        relu=nn.ReLU(in_place),
+    )
+    for k, (width, count) in enumerate(zip(widths[1:], blocks, strict=True), start=1):
+        stage = []
+        for b in range(count):
+            stage.append(block(c_in, width, stride=2 if k > 1 and b == 0 else 1, in_place=in_place))
+            c_in = width * block.expansion
+        layers[f"layer{k}"] = nn.Sequential(*stage)
+    return he_fan_out(nn.Sequential(layers | head(c_in, num_classes)))
+
+
+def resnet20_w(
+    num_classes: int, in_channels: int, image_size: Size, width: int = 1, *, in_place: bool = True
+) -> nn.Sequential:
+    """ResNet-20 with `width` times 16, 32, 64 channels, as in Csiszárik et al., 2021, whose checkpoints it loads.
+
+    Its shortcuts are 1x1 convolutions with batch norm, not the parameter-free ones of He et al., 2016. `in_place`, as
+    in the authors' code, makes every ReLU overwrite its input: cheaper, but `bn1` and `add` can then be recorded only
+    as copies.
+    """
+    widths = tuple(width * channels for channels in (16, 16, 32, 64))
+    return _resnet(num_classes, in_channels, widths, (3, 3, 3), in_place=in_place)
+
+
+def thin_resnet(num_classes: int, in_channels: int, image_size: Size, depth: int) -> nn.Sequential:
+    """ResNet-8 to ResNet-110 with 16, 32, 64 channels, as the distillation benchmark of Tian et al., 2020, has them."""
+    return _resnet(num_classes, in_channels, (16, 16, 32, 64), (depth // 6,) * 3)
+
+
+def resnet_x4(num_classes: int, in_channels: int, image_size: Size, depth: int) -> nn.Sequential:
+    """ResNet-8x4 and ResNet-32x4: a stem of 32 channels and stages of 64, 128, 256 (same source)."""
+    return _resnet(num_classes, in_channels, (32, 64, 128, 256), (depth // 6,) * 3)
+
+
+def resnet32_l2t(num_classes: int, in_channels: int, image_size: Size) -> nn.Sequential:
+    """ResNet-32 with a bias in the stem, the source network of Jang et al., 2019; see `from_l2t` for its weights."""
+    return _resnet(num_classes, in_channels, (16, 16, 32, 64), (5, 5, 5), stem_bias=True)
+
+
+def resnet_cifar(num_classes: int, in_channels: int, image_size: Size, depth: int) -> nn.Sequential:
+    """ResNet-18, 34, 50, 101 with a 3x3 stem of stride 1 and no early pooling.
+
+    The last batch norm of every block starts at weight 0, so that a block starts as its shortcut (Goyal et al., 2017).
+    """
+    block = BasicBlock if depth < 50 else Bottleneck
+    blocks = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}[depth]
+    net = _resnet(num_classes, in_channels, (64, 64, 128, 256, 512), blocks, block=block)
+    for module in net.modules():
+        if isinstance(module, block):
+            nn.init.zeros_((module.bn2 if block is BasicBlock else module.bn3).weight)
+    return net
+
+
+def from_l2t(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of the authors' ResNet-32 (Jang et al., 2019) with the names of `resnet32_l2t`.
+
+    There each stage is a first block and a list of the others (block1, blocks2.0, ...; here layer1.0, layer1.1, ...).
+    Unused entries of their class (`alphas.*`) are left out.
+    """
+    stages = {"block1": 1, "blocks2": 1, "block3": 2, "blocks4": 2, "block5": 3, "blocks6": 3}
+    renamed = {}
+    for key, value in state.items():
+        first, _, rest = key.partition(".")
+        if first.startswith("blocks"):
+            number, _, rest = rest.partition(".")
+            key = f"layer{stages[first]}.{int(number) + 1}.{rest}"
+        elif first in stages:
+            key = f"layer{stages[first]}.0.{rest}"
+        if first != "alphas":
+            renamed[key] = value
+    return renamed

@@ -1,0 +1,178 @@
+"""Direct matching: affine maps y ≈ W x + b that are solved, not trained, from one pass of streamed moments.
+
+x are the channels of the front's activations, y those of the end network at the same places of the same images; every
+place is one sample. C_xx, C_yx, … are centred covariances. Rows of W belong to y: W is (q, p).
+Sources: Csiszárik et al. 2021 (least squares, orthogonal and low-rank direct matching; uncentred and without scale in
+their code), Schönemann 1966 (Procrustes), Izenman 1975 (reduced rank), Li et al. 2016 (matching by assignment).
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from sklearn.linear_model import orthogonal_mp_gram
+from torch import Tensor
+
+from reptrans.errors import BadValue, ShapeMismatch, UnknownName, suggest
+from reptrans.similarity import Moments
+
+
+@dataclass(frozen=True)
+class AffineMap:
+    """y = weight x + bias: weight (q, p), bias (q,), both float64."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def r2(self, moments: Moments) -> float:
+        """Share of the variance of y that the map explains, 1 − E‖y − Wx − b‖² / E‖y − E y‖²; at most 1."""
+        return 1.0 - (self.squared_error(moments) / moments.yy.trace()).item()
+
+    def squared_error(self, moments: Moments) -> Tensor:
+        """E‖y − Wx − b‖² per sample, summed over channels."""
+        w, gap = self.weight, self.weight @ moments.mean_x + self.bias - moments.mean_y
+        spread = moments.yy.trace() - 2 * (w * moments.xy.T).sum() + (w @ moments.xx * w).sum()
+        return spread + gap.square().sum()
+
+
+def _with_mean(weight: Tensor, m: Moments) -> AffineMap:
+    """The map with this weight whose bias makes the means agree: the best bias for squared error."""
+    return AffineMap(weight, m.mean_y - weight @ m.mean_x)
+
+
+def _solve(xx: Tensor, xy: Tensor) -> Tensor:
+    """xy.T xx⁺ for a covariance xx: its null space (dead channels) gets weight 0."""
+    return xy.T @ torch.linalg.pinv(xx, hermitian=True, rtol=len(xx) * torch.finfo(xx.dtype).eps)
+
+
+def least_squares(m: Moments, ridge: float = 0.0) -> AffineMap:
+    """min E‖y − Wx − b‖² + λ ‖W‖²,  W = C_yx (C_xx + λ I)⁻¹,  λ = ridge · trace(C_xx) / p; ridge 0 is plain least
+    squares. The bias is not penalised. A unitless ridge ≥ 0 means the same at every layer."""
+    if ridge < 0:
+        raise BadValue(f"ridge must be 0 or more; given {ridge}.")
+    size = ridge * m.xx.trace() / m.p
+    return _with_mean(_solve(m.xx + size * torch.eye(m.p, dtype=m.xx.dtype, device=m.xx.device), m.xy), m)
+
+
+def procrustes(m: Moments) -> AffineMap:
+    """W = s Q with Q (semi-)orthogonal: Q = U Vᵀ from C_yx = U S Vᵀ,  s = trace(S) / trace(Q C_xx Qᵀ).
+
+    The best rotation with scale for squared error where q ≥ p; for q < p no closed form of that is known, and Q is the
+    one of largest trace(Q C_xy), with the best scale for it. Centred and scaled, unlike the source's.
+    """
+    u, s, vh = torch.linalg.svd(m.xy.T, full_matrices=False)
+    q = u @ vh
+    return _with_mean(s.sum() / ((q @ m.xx) * q).sum() * q, m)
+
+
+def reduced_rank(m: Moments, rank: int) -> AffineMap:
+    """The best W of at most this rank for squared error: V Vᵀ C_yx C_xx⁻¹ with V the top `rank` eigenvectors of
+    C_yx C_xx⁻¹ C_xy (Izenman 1975, identity weighting)."""
+    if not 1 <= rank <= min(m.p, m.q):
+        raise BadValue(f"rank must lie between 1 and {min(m.p, m.q)} for {m.p} → {m.q} channels; given {rank}.")
+    full = _solve(m.xx, m.xy)
+    top = torch.linalg.eigh(full @ m.xy).eigenvectors[:, -rank:]
+    return _with_mean(top @ top.T @ full, m)
+
+
+def masked(m: Moments, mask: Tensor) -> AffineMap:
+    """Least squares where only the entries of `mask` (q, p; bool) may differ from 0: row by row over its own inputs."""
+    weight = torch.zeros(m.q, m.p, dtype=m.xx.dtype, device=m.xx.device)
+    for row in range(m.q):
+        allowed = mask[row].nonzero().flatten().to(m.xx.device)
+        weight[row, allowed] = _solve(m.xx[allowed][:, allowed], m.xy[allowed, row : row + 1])[0]
+    return _with_mean(weight, m)
+
+
+def sparse(m: Moments, inputs: int) -> AffineMap:
+    """At most `inputs` channels of x for each channel of y, chosen greedily (orthogonal matching pursuit)."""
+    if not 1 <= inputs <= m.p:
+        raise BadValue(f"inputs must lie between 1 and {m.p}; given {inputs}.")
+    live = m.xx.diagonal() > 0
+    scale = m.xx.diagonal()[live].sqrt()
+    gram = (m.xx[live][:, live] / torch.outer(scale, scale)).cpu().numpy()
+    target = (m.xy[live] / scale[:, None]).cpu().numpy()
+    with warnings.catch_warnings():
+        # Said when fewer channels already explain everything; then there is nothing left to choose.
+        warnings.filterwarnings("ignore", "Orthogonal matching pursuit ended prematurely", RuntimeWarning)
+        chosen = orthogonal_mp_gram(gram, target, n_nonzero_coefs=min(inputs, len(gram))).reshape(len(gram), m.q)
+    mask = torch.zeros(m.q, m.p, dtype=torch.bool)
+    mask[:, live.cpu()] = torch.from_numpy(np.ascontiguousarray(chosen.T != 0))
+    return masked(m, mask)
+
+
+def assignment(m: Moments) -> AffineMap:
+    """Every channel of y gets one channel of x of its own, with slope and intercept: the pairing of largest total
+    |correlation| (Hungarian method). With q > p the channels of y left over get weight 0."""
+    return masked(m, assignment_mask(m))
+
+
+def assignment_mask(m: Moments) -> Tensor:
+    """(q, p) bool with at most one entry in each row and column: the pairing of largest total |correlation|."""
+    rows, columns = linear_sum_assignment(-m.correlation.abs().T.cpu().numpy())
+    mask = torch.zeros(m.q, m.p, dtype=torch.bool)
+    mask[rows, columns] = True
+    return mask
+
+
+def semi_match_mask(m: Moments, absolute: bool = False) -> Tensor:
+    """(q, p) bool: for every channel of y the one channel of x of highest (absolute) correlation; many-to-one."""
+    correlation = m.correlation.abs() if absolute else m.correlation
+    mask = torch.zeros(m.q, m.p, dtype=torch.bool)
+    mask[torch.arange(m.q), correlation.argmax(0).cpu()] = True
+    return mask
+
+
+def random_permutation_mask(p: int, q: int, generator: torch.Generator) -> Tensor:
+    """(q, p) bool: one random channel of x for every channel of y, none twice while any is unused.
+
+    The source draws each row by itself, so that columns repeat: not a permutation.
+    """
+    rounds = [torch.randperm(p, generator=generator) for _ in range(-(-q // p))]
+    mask = torch.zeros(q, p, dtype=torch.bool)
+    mask[torch.arange(q), torch.cat(rounds)[:q]] = True
+    return mask
+
+
+def identity(m: Moments) -> AffineMap:
+    """W = I, b = 0: no matching at all; what stitching without a stitch would give. Needs p = q."""
+    if m.p != m.q:
+        raise ShapeMismatch(f"The identity needs equal numbers of channels; front has {m.p}, end has {m.q}.")
+    return AffineMap(torch.eye(m.p, dtype=torch.float64, device=m.xx.device),
+                     torch.zeros(m.p, dtype=torch.float64, device=m.xx.device))  # fmt: skip
+
+
+DIRECT = {
+    "identity": lambda m, rank, ridge: identity(m),
+    "least squares": lambda m, rank, ridge: least_squares(m),
+    "ridge": lambda m, rank, ridge: least_squares(m, ridge),
+    "procrustes": lambda m, rank, ridge: procrustes(m),
+    "reduced rank": lambda m, rank, ridge: reduced_rank(m, rank),
+    "assignment": lambda m, rank, ridge: assignment(m),
+    "sparse": lambda m, rank, ridge: sparse(m, rank),
+}
+
+
+def direct_matching(m: Moments, kind: str, *, rank: int = 4, ridge: float = 1e-3) -> AffineMap:
+    """The closed form named `kind` (see DIRECT); `rank` also is the number of inputs of "sparse"."""
+    if kind not in DIRECT:
+        raise UnknownName(f"Unknown direct matching {kind!r}. {suggest(kind, DIRECT)}")
+    return DIRECT[kind](m, rank, ridge)
+
+
+def departure(m: Moments, matched: AffineMap) -> float:
+    """How far mapped activations leave the end network's own distribution: mean squared Mahalanobis distance per
+    channel, in units of the own activations' (which have 1).
+
+        E[(z − μ)ᵀ (C_yy + ε I)⁻¹ (z − μ)] / E[(y − μ)ᵀ (C_yy + ε I)⁻¹ (y − μ)],   z = Wx + b,  ε = 10⁻³ trace(C_yy)/q
+
+    Near 1: as spread out as its own; well above 1: the end network sees inputs that its own front never makes, the
+    criticism of task-trained stitches by Balogh and Jelasity (2025). Below 1: shrunk, as least squares does.
+    """
+    scaled = m.yy + 1e-3 * m.yy.trace() / m.q * torch.eye(m.q, dtype=m.yy.dtype, device=m.yy.device)
+    gap = matched.weight @ m.mean_x + matched.bias - m.mean_y
+    mapped = matched.weight @ m.xx @ matched.weight.T + torch.outer(gap, gap)
+    inverse = torch.linalg.inv(scaled)
+    return ((inverse * mapped).sum() / (inverse * m.yy).sum()).item()

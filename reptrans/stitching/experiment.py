@@ -1,0 +1,240 @@
+"""Two frozen networks, stitched at some layers by all matchings asked for: one row for each."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from reptrans.data import Dataset, Loader, Split
+from reptrans.errors import BadValue, ShapeMismatch
+from reptrans.layers import end, front
+from reptrans.similarity import Moments, linear_cka
+from reptrans.stitching.direct import AffineMap, departure, direct_matching
+from reptrans.stitching.frozen import collect_moments, kept, logits_of, subset
+from reptrans.stitching.initial import BY_CHANCE, initial_map, mask_matrix
+from reptrans.stitching.settings import StitchingSettings
+from reptrans.stitching.stitch import Stitch, StitchedNetwork
+from reptrans.stitching.task import train_stitch
+from reptrans.training import accuracy, classification_loss, pick_device
+
+_MOST_FLAT = 8192  # features of both sides together; their moments are this number squared, in float64
+
+
+@dataclass
+class Stitched:
+    """What one pair of layers gave: `rows`, one for each matching; `maps`, matching -> weight (out, in) and bias;
+    `history`, a row for each epoch; `network`, the stitched network after training."""
+
+    rows: pd.DataFrame
+    maps: dict[str, dict[str, Tensor]]
+    history: pd.DataFrame
+    network: StitchedNetwork
+
+
+class Stitching:
+    """A front and an end network on one data set, checked and ready to be stitched at `pairs` (front layer, end layer).
+
+    Fitted on `dataset.train`, scored on `dataset.test`, and every row says so. Both networks are frozen: eval mode, no
+    gradients for their parameters (properties of the networks given). What pairs share is computed once: the networks'
+    own logits, and the moments of all pairs in one streamed pass.
+    Raises before any compute: LayerNotFound, CannotCut for layers; ShapeMismatch for class counts or activations that
+    do not fit; BadValue for settings that contradict each other.
+    """
+
+    def __init__(
+        self,
+        front_net: nn.Module,
+        end_net: nn.Module,
+        pairs: list[tuple[str, str]],
+        dataset: Dataset,
+        settings: StitchingSettings | None = None,
+        *,
+        seed: int = 0,
+    ):
+        self.settings = s = settings or StitchingSettings()
+        self.dataset, self.pairs, self.seed, self.device = dataset, pairs, seed, pick_device(s.device)
+        self.front_net, self.end_net = (self._frozen(net) for net in (front_net, end_net))
+        form = {"device": self.device, "dtype": s.torch_dtype}
+        self.train = dataset.loader(
+            "train", s.batch_size, shuffle=True, seed=seed, augment=s.augment,
+            drop_last=len(dataset.train) >= s.batch_size, **form,
+        )  # fmt: skip
+        self.test = dataset.loader("test", max(s.batch_size, 500), **form)
+        self._check_classes()
+        self.fronts = {f: front(self.front_net, f) for f, _ in pairs}
+        self.ends = {e: end(self.end_net, e, keep_skip=s.keep_skip, example=self._example) for _, e in pairs}
+        self.shapes = self._shapes()
+        for f, e in pairs:
+            self._check_pair(f, e)
+
+    def stitch(self, front_layer: str, end_layer: str, checkpoint: Path | None = None) -> Stitched:
+        """Match one of the pairs in every way asked for; `checkpoint` lets interrupted training resume."""
+        s, m = self.settings, self.moments.get((front_layer, end_layer))
+        images = self._score_set(front_layer)
+        rows, maps = [], {}
+
+        def score(matching: str, network: StitchedNetwork) -> None:
+            maps[matching] = network.stitch.dense()
+            tail = network if s.keep_skip else nn.Sequential(network.stitch, network.end)
+            logits, labels = logits_of(tail.eval(), images)
+            rows.append({"matching": matching} | self._scores(logits, labels) | self._fit(m, maps[matching]))
+
+        for kind in self._direct(front_layer, end_layer):
+            free = Stitch(*self._pair_shapes(front_layer, end_layer), flatten=s.flatten)
+            solved = direct_matching(m, kind, rank=s.rank, ridge=s.ridge)
+            score(kind, self._network(free, front_layer, end_layer, solved))
+        network = self._start(front_layer, end_layer, m)
+        if not (s.starts_from_least_squares and "least squares" in maps):
+            score("start", network)
+        history = pd.DataFrame()
+        if s.epochs:
+            history = self._train(network, front_layer, end_layer, checkpoint)
+            score("task loss", network)
+        table = pd.DataFrame(rows)
+        for column, value in reversed(self._common(front_layer, end_layer, m).items()):
+            table.insert(0, column, value)
+        return Stitched(table, maps, history, network)
+
+    @cached_property
+    def own(self) -> dict[str, Tensor]:
+        """The two networks' own logits on the score set, and its labels."""
+        front_logits, labels = logits_of(self.front_net, self.test)
+        return {"front": front_logits, "end": logits_of(self.end_net, self.test)[0], "labels": labels}
+
+    @cached_property
+    def moments(self) -> dict[tuple[str, str], Moments]:
+        """Moments of the fit set for all pairs, from one pass; empty if nothing asked for needs them."""
+        if not self.settings.needs_moments:
+            return {}
+        once = self.train.over(self.dataset.train, shuffle=False, drop_last=False)
+        return collect_moments(self.front_net, self.end_net, self.pairs, once, self.shapes[1], self.settings.flatten)
+
+    def _frozen(self, net: nn.Module) -> nn.Module:
+        return net.to(self.device, self.settings.torch_dtype).eval().requires_grad_(False)
+
+    @cached_property
+    def _example(self) -> Tensor:
+        two = self.test.plain().over(self.dataset.test.select(torch.arange(min(2, len(self.dataset.test)))))
+        return next(iter(two)).images
+
+    def _check_classes(self) -> None:
+        for role, net in (("front", self.front_net), ("end", self.end_net)):
+            with torch.no_grad():
+                classes = net(self._example).shape[-1]
+            if classes != self.dataset.num_classes:
+                raise ShapeMismatch(
+                    f"The {role} network {type(net).__name__} tells {classes} classes apart, but {self.dataset.name} "
+                    f"has {self.dataset.num_classes}. Choose the data set it was trained on, or a network with "
+                    f"{self.dataset.num_classes} outputs."
+                )
+
+    @torch.no_grad()
+    def _shapes(self) -> tuple[dict[str, tuple[int, ...]], ...]:
+        """The shape of one example's activations, by layer, of the front and of the end network."""
+        return tuple(
+            {
+                name: tuple(front(net, name)(self._example).shape[1:])
+                for name in sorted({pair[i] for pair in self.pairs})
+            }
+            for i, net in enumerate((self.front_net, self.end_net))
+        )
+
+    def _pair_shapes(self, front_layer: str, end_layer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return self.shapes[0][front_layer], self.shapes[1][end_layer]
+
+    def _check_pair(self, front_layer: str, end_layer: str) -> None:
+        s = self.settings
+        q, p = Stitch(*self._pair_shapes(front_layer, end_layer), flatten=s.flatten).weight.shape
+        if s.needs_moments and p + q > _MOST_FLAT:
+            raise BadValue(
+                f"Closed forms between {p} and {q} features at {front_layer} need moments of {p + q} squared numbers; "
+                f"at most {_MOST_FLAT} features are taken. Choose a deeper layer, flatten=False, or direct='' with "
+                f"init from {', '.join(BY_CHANCE)}."
+            )
+        for kind in s.direct_kinds:
+            if kind in ("reduced rank", "sparse") and s.rank > min(p, q):
+                raise BadValue(f"rank {s.rank} is more than the {min(p, q)} channels at {front_layer} allow.")
+
+    def _direct(self, front_layer: str, end_layer: str) -> list[str]:
+        """The closed forms asked for; without the identity where widths differ and there is none."""
+        p, q = (Stitch(*self._pair_shapes(front_layer, end_layer), flatten=self.settings.flatten).weight.T).shape
+        return [kind for kind in self.settings.direct_kinds if kind != "identity" or p == q]
+
+    def _network(self, stitch: Stitch, front_layer: str, end_layer: str, start: AffineMap) -> StitchedNetwork:
+        stitch.to(self.device, self.settings.torch_dtype).set(start.weight.to(self.device), start.bias.to(self.device))
+        return StitchedNetwork(self.fronts[front_layer], stitch, self.ends[end_layer], self.settings.keep_skip)
+
+    def _start(self, front_layer: str, end_layer: str, m: Moments | None) -> StitchedNetwork:
+        """The stitch that training starts from."""
+        s, shapes = self.settings, self._pair_shapes(front_layer, end_layer)
+        generator = torch.Generator().manual_seed(self.seed)
+        q, p = Stitch(*shapes, flatten=s.flatten).weight.shape
+        mask = mask_matrix(s.mask, p, q, m, generator)
+        form = s.form if mask is None else "masked"
+        start = initial_map(
+            s.init, p, q, moments=m, generator=generator, rank=s.rank, ridge=s.ridge, mask=mask, form=form
+        )
+        rank = s.rank if form == "low rank" else None
+        stitch = Stitch(*shapes, form=form, rank=rank, mask=mask, flatten=s.flatten, batch_norm=s.batch_norm)
+        network = self._network(stitch, front_layer, end_layer, start)
+        if s.batch_norm:
+            mapped = start.weight.to(m.xx) @ m.xx @ start.weight.to(m.xx).T
+            stitch.calibrate(m.mean_x, m.xx.diagonal(), start.weight.to(m.xx) @ m.mean_x + start.bias.to(m.xx),
+                             mapped.diagonal())  # fmt: skip
+        return network
+
+    def _train(
+        self, network: StitchedNetwork, front_layer: str, end_layer: str, checkpoint: Path | None
+    ) -> pd.DataFrame:
+        s = self.settings
+        return train_stitch(
+            network, self.train, s.plan(self.seed), target=s.target, parents=(self.front_net, self.end_net),
+            temperature=s.temperature, l1=s.l1, cka_reg=s.cka_reg, end_front=front(self.end_net, end_layer),
+            memory=s.memory, checkpoint=checkpoint, label=f"stitch at {front_layer}",
+        )  # fmt: skip
+
+    def _score_set(self, front_layer: str) -> Loader:
+        """The score set as the front leaves it, where it is kept; with a bypass, or too large, as images."""
+        if self.settings.keep_skip:
+            return self.test
+        tables = kept({"front": self.fronts[front_layer]}, self.test, float("inf"))
+        return self.test.over(Split(tables["front"], self.test.split.labels))
+
+    def _scores(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        own = accuracy(self.own["end"], labels).item()
+        reached = accuracy(logits, labels).item()
+        same = ((logits > 0) == (self.own["end"] > 0)) if labels.ndim > 1 else (
+            logits.argmax(1) == self.own["end"].argmax(1))  # fmt: skip
+        return {
+            "accuracy": reached,
+            "relative_accuracy": reached / own if own else float("nan"),
+            "cross_entropy": classification_loss(logits, labels).item(),
+            "agreement": same.double().mean().item(),
+        }
+
+    def _fit(self, m: Moments | None, dense: dict[str, Tensor]) -> dict[str, float]:
+        """How the map does on the activations themselves, from the fit set's moments."""
+        if m is None:
+            return {"r2": float("nan"), "departure": float("nan")}
+        affine = AffineMap(dense["weight"].to(m.xx), dense["bias"].to(m.xx))
+        return {"r2": affine.r2(m), "departure": departure(m, affine)}
+
+    @torch.no_grad()
+    def _common(self, front_layer: str, end_layer: str, m: Moments | None) -> dict[str, object]:
+        """The columns that all rows of a pair share."""
+        s, labels = self.settings, self.own["labels"]
+        sample = subset(self.test, s.cka_images).images
+        x, y = self.fronts[front_layer](sample), front(self.end_net, end_layer)(sample)
+        return {
+            "dataset": self.dataset.name, "front_layer": front_layer, "end_layer": end_layer, "seed": self.seed,
+            "init": s.init, "mask": s.mask, "form": s.form, "target": s.target, "epochs": s.epochs,
+            "fit_set": "train", "fit_images": len(self.dataset.train), "augment": s.augment,
+            "score_set": "test", "score_images": len(self.dataset.test),
+            "front_accuracy": accuracy(self.own["front"], labels).item(),
+            "end_accuracy": accuracy(self.own["end"], labels).item(),
+            "cka": linear_cka(x.flatten(1), y.flatten(1)).item(), "cka_images": len(sample),
+            "cka_channels": m.linear_cka.item() if m is not None else float("nan"),
+        }  # fmt: skip

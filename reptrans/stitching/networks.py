@@ -1,0 +1,163 @@
+"""The experiment as a whole: networks by name or checkpoint, several seeds, all layers, resumable piece by piece."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from pydantic import Field
+from torch import Tensor, nn
+
+from reptrans.checkpoints import load_network, load_tensors, save_tensors, trained
+from reptrans.data import Dataset, load_dataset
+from reptrans.errors import BadValue, CannotCut
+from reptrans.layers import cuttable_layers
+from reptrans.models import build
+from reptrans.notebook import names
+from reptrans.progress import progress
+from reptrans.stitching.experiment import Stitching
+from reptrans.stitching.settings import StitchingSettings
+from reptrans.training import Plan
+
+
+class StitchingRun(StitchingSettings):
+    """Everything a stitching run is made of: the settings of a stitch, the data, the networks, the layers.
+
+    `layer` is one name, names joined by commas, or all; `front_layer` and `end_layer` replace it on their side.
+    Networks are trained once and kept (`train_*`), or loaded: `front_checkpoint`, `end_checkpoint`, one path or
+    several joined by commas. `seeds` counts the pairs of networks (seed i in front of seed i + 1, around) or, where
+    both networks come from one checkpoint each, the stitches' own seeds.
+    """
+
+    dataset: str = "digits"
+    image_size: int = Field(32, ge=0)
+    limit: int = Field(0, ge=0)
+    normalise: str = ""
+    front_model: str = "tiny10"
+    end_model: str = "tiny10"
+    front_checkpoint: str = ""
+    end_checkpoint: str = ""
+    weights: str = ""
+    layer: str = "bn3"
+    front_layer: str = ""
+    end_layer: str = ""
+    seeds: int = Field(3, ge=1)
+    train_epochs: int = Field(4, ge=1)
+    train_lr: float = Field(0.1, gt=0)
+    train_batch_size: int = Field(50, ge=1)
+    train_schedule: Literal["steps", "one_cycle", "cosine", "constant"] = "one_cycle"
+    train_augment: str = "none"
+
+    def load(self) -> Dataset:
+        """The data set that the parameters name."""
+        return load_dataset(
+            self.dataset, image_size=self.image_size or None, limit=self.limit or None, normalise=self.normalise or None
+        )
+
+    def train_plan(self, seed: int) -> Plan:
+        """How the two networks themselves are trained, if they are not loaded."""
+        return Plan(
+            epochs=self.train_epochs, lr=self.train_lr, schedule=self.train_schedule, precision=self.dtype, seed=seed
+        )
+
+
+@dataclass(frozen=True)
+class Side:
+    """One network of a pair: how to get it, and what to call it in a row."""
+
+    name: str
+    get: Callable[[], nn.Module]
+
+
+def network_pairs(p: StitchingRun, dataset: Dataset) -> list[tuple[int, Side, Side]]:
+    """(seed, front, end) for every pair of networks that the run stitches; nothing is trained or loaded yet.
+
+    Raises BadValue where the numbers of front and end checkpoints do not fit.
+    """
+    fronts, ends = (_paths(text) for text in (p.front_checkpoint, p.end_checkpoint))
+    given = max(len(fronts), len(ends))
+    if given > 1 and {len(fronts), len(ends)} - {0, 1, given}:
+        raise BadValue(
+            f"{len(fronts)} front checkpoints and {len(ends)} end checkpoints make no pairs; give as many of one as of "
+            "the other, or one of either."
+        )
+    count = given if given > 1 else p.seeds
+    around = max(count, 2)
+    return [
+        (i, _side(p, dataset, p.front_model, fronts, i, i), _side(p, dataset, p.end_model, ends, i, (i + 1) % around))
+        for i in range(count)
+    ]
+
+
+def _paths(text: str) -> list[Path]:
+    paths = [Path(name).expanduser() for name in names(text)]
+    for path in paths:
+        if not path.is_file():
+            raise BadValue(f"There is no checkpoint {path}. Give the path of a .safetensors, .pt or .pth file.")
+    return paths
+
+
+def _side(p: StitchingRun, dataset: Dataset, model: str, paths: list[Path], index: int, seed: int) -> Side:
+    facts = {"num_classes": dataset.num_classes, "in_channels": dataset.channels, "image_size": dataset.image_size}
+    if paths:
+        path = paths[index % len(paths)]
+        return Side(f"{model} {path.parent.name}/{path.stem}", lambda: load_network(build(model, **facts), path))
+    if p.weights:
+        return Side(f"{model} {p.weights}", lambda: build(model, **facts, weights=p.weights))
+    plan = p.train_plan(seed)
+    keep = {"batch_size": p.train_batch_size, "augment": p.train_augment, "device": p.device}
+    return Side(f"{model} seed {seed}", lambda: trained(model, dataset, seed, plan=plan, **keep))
+
+
+def layer_pairs(p: StitchingRun, front_net: nn.Module, end_net: nn.Module) -> list[tuple[str, str]]:
+    """The (front layer, end layer) pairs that `layer`, `front_layer` and `end_layer` name.
+
+    `all`: where both networks can be cut under the same name. Two lists are paired in order.
+    """
+    if p.layer == "all" and not (p.front_layer or p.end_layer):
+        both = [name for name in cuttable_layers(front_net) if name in set(cuttable_layers(end_net))]
+        if not both:
+            raise CannotCut("The two networks share no name of a layer; name front_layer and end_layer.")
+        return [(name, name) for name in both]
+    fronts, ends = names(p.front_layer or p.layer), names(p.end_layer or p.layer)
+    if len(fronts) != len(ends):
+        raise BadValue(f"{len(fronts)} front layers and {len(ends)} end layers make no pairs; give as many of both.")
+    return list(zip(fronts, ends, strict=True))
+
+
+def stitch_networks(
+    p: StitchingRun, dataset: Dataset, keep: Callable[[str], Path]
+) -> tuple[pd.DataFrame, dict[str, Tensor], pd.DataFrame]:
+    """Stitch every pair of networks at every layer: (rows, weights and biases by name, a row for each epoch).
+
+    `keep(name)` gives a path in the run's folder; every finished piece (one pair of networks, one pair of layers) is
+    stored there, and training within a piece too, so that an interrupted run goes on where it was.
+    """
+    rows, arrays, histories = [], {}, []
+    for seed, front_side, end_side in network_pairs(p, dataset):
+        front_net, end_net = front_side.get(), end_side.get()
+        pairs = layer_pairs(p, front_net, end_net)
+        stitching = Stitching(front_net, end_net, pairs, dataset, p, seed=seed)
+        for f, e in progress(pairs, f"{front_side.name} → {end_side.name}"):
+            name = f"seed{seed}-{f}-{e}" if f != e else f"seed{seed}-{f}"
+            table, maps, history = _piece(stitching, f, e, keep(f"{name}.safetensors"), keep(f"{name}.training"))
+            table.insert(1, "end", end_side.name)
+            table.insert(1, "front", front_side.name)
+            rows.append(table)
+            histories.append(history.assign(seed=seed, front_layer=f, end_layer=e))
+            arrays |= {f"{name}/{kind}/{part}": v for kind, map_ in maps.items() for part, v in map_.items()}
+    return pd.concat(rows, ignore_index=True), arrays, pd.concat(histories, ignore_index=True)
+
+
+def _piece(
+    stitching: Stitching, front_layer: str, end_layer: str, stored: Path, training: Path
+) -> tuple[pd.DataFrame, dict[str, dict[str, Tensor]], pd.DataFrame]:
+    """One pair of layers: read if it was finished before, else computed and stored."""
+    if not stored.is_file():
+        done = stitching.stitch(front_layer, end_layer, checkpoint=training)
+        tables = {"rows": done.rows.to_dict("records"), "history": done.history.to_dict("records")}
+        save_tensors(stored, {"maps": done.maps, **tables})
+        training.unlink(missing_ok=True)
+    state, _ = load_tensors(stored)
+    return pd.DataFrame(state["rows"]), state["maps"], pd.DataFrame(state["history"])

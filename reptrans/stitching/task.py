@@ -1,0 +1,74 @@
+"""Task-loss matching: the stitch alone is trained, through the frozen end network."""
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from reptrans.data import Batch, Loader, Split
+from reptrans.similarity import linear_cka
+from reptrans.stitching.frozen import kept
+from reptrans.stitching.stitch import StitchedNetwork
+from reptrans.stitching.targets import needs_parents, soft_target_loss
+from reptrans.training import Plan, accuracy, classification_loss, fit
+
+
+def train_stitch(
+    network: StitchedNetwork,
+    loader: Loader,
+    plan: Plan,
+    *,
+    target: str = "hard",
+    parents: tuple[nn.Module, nn.Module] | None = None,
+    temperature: float = 1.0,
+    l1: float = 0.0,
+    cka_reg: float = 0.0,
+    end_front: nn.Module | None = None,
+    memory: float = 4.0,
+    checkpoint: Path | None = None,
+    label: str = "stitch",
+) -> pd.DataFrame:
+    """Train `network.stitch` on the task and return one row for each epoch.
+
+        loss = target loss + l1 · mean|W| + cka_reg · CKA(own activations, stitched activations)
+
+    Arguments: `target` as in `targets`, with `parents` = (front's network, end's network) for the soft ones;
+    `temperature` of soft targets; `l1` weights the mean absolute entry of the stitch's weight; `cka_reg` weights the
+    linear CKA (flattened, over the batch) to `end_front`'s activations, the end network's own at the cut: a positive
+    value drives CKA *down*, as in the source's experiment on functional against geometric similarity.
+    Without augmentation the front's activations are computed once if they fit into `memory` GiB; the numbers are the
+    same. Rows: epoch, step, lr, the terms of the loss, accuracy on the training batches.
+    `checkpoint` as in `fit`: an interrupted call resumes.
+    Source: Csiszárik et al. 2021 and their code (batch norm in eval mode, Adam, learning rate x0.1 after each third).
+    """
+    soft = needs_parents(target)
+    frozen = {"front": network.front}
+    if soft:
+        frozen |= {"soft_1": parents[0], "soft_2": parents[1]}
+    if cka_reg:
+        frozen["own"] = end_front
+    tables = None if network.keep_skip else kept(frozen, loader, memory)
+
+    def objective(batch: Batch, progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        with torch.no_grad():
+            if tables is None:
+                known = {name: module(batch.images) for name, module in frozen.items()}
+            else:
+                known = {name: table[batch.index] for name, table in tables.items() if name != "front"}
+                known["front"] = batch.images
+        stitched = network.stitch(known["front"])
+        logits = network.end(stitched, batch.images) if network.keep_skip else network.end(stitched)
+        if soft:
+            loss = soft_target_loss(target, logits, known["soft_1"], known["soft_2"], temperature)
+        else:
+            loss = classification_loss(logits, batch.labels)
+        terms = {"task": loss}
+        if l1:
+            terms["l1"] = l1 * network.stitch.weight.abs().mean()
+        if cka_reg:
+            terms["cka"] = cka_reg * linear_cka(known["own"].flatten(1), stitched.flatten(1))
+        return terms, {"accuracy": accuracy(logits.detach(), batch.labels)}
+
+    batches = loader if tables is None else loader.over(Split(tables["front"], loader.split.labels))
+    return fit(objective, {"stitch": network.stitch}, batches, plan, checkpoint=checkpoint, label=label)

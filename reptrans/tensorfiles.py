@@ -1,0 +1,134 @@
+"""Nested tensors in one safetensors file: whole or not at all, plain data, readable without this package.
+
+The tensors lie under dotted names; what joins them (dicts with any plain keys, lists, tuples, numbers, strings, None)
+is written as JSON into the file's metadata. Nothing is ever pickled.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from reptrans.errors import BadCheckpoint, BadValue, CannotWrite, suggest
+from reptrans.files import atomic, free_space, reason
+
+_SKELETON, _META = "reptrans.skeleton", "reptrans.meta"
+_SCALARS = (str, int, float, bool, type(None))
+
+
+def save_tensors(path: str | Path, state: object, meta: dict | None = None) -> None:
+    """Write `state`, nested dicts, lists and tuples of tensors and JSON scalars, with `meta`, JSON data, to `path`.
+
+    Folders are made; an older file stays as it was until the new one is complete; views and shared tensors are copied.
+    Raises BadValue for anything that is neither tensor nor scalar, CannotWrite where the system refuses.
+    """
+    path, tensors = Path(path), {}
+    skeleton = _take_apart(state, "", tensors)
+    described = {_SKELETON: json.dumps(skeleton), _META: json.dumps(meta or {})}
+    make_folder(path.parent)
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, metadata=described)
+
+
+def load_tensors(path: str | Path, device: str | torch.device = "cpu") -> tuple[object, dict]:
+    """What `save_tensors` was given: (state, meta), the tensors on `device`.
+
+    A safetensors file of other origin gives its tensors by name, and its metadata.
+    Raises BadCheckpoint for a file that is missing, incomplete or of another format.
+    """
+    path = existing(path)
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            described = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise incomplete(path) from error
+    if _SKELETON not in described:
+        return tensors, dict(described)
+    return _put_together(json.loads(described[_SKELETON]), tensors), json.loads(described[_META])
+
+
+def existing(path: str | Path) -> Path:
+    """`path`, if a file is there; BadCheckpoint with what is in its folder otherwise."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.parent.is_dir():
+        raise BadCheckpoint(f"there is no file {path}: its folder does not exist.")
+    there = sorted(p.name for p in path.parent.iterdir() if p.is_file() and not p.name.startswith("."))
+    listed = suggest(path.name, there, "In that folder") if there else "Its folder holds no files."
+    raise BadCheckpoint(f"there is no file {path}. {listed}")
+
+
+def incomplete(path: Path) -> BadCheckpoint:
+    """The error for a file that breaks off or is not what its name says."""
+    size = path.stat().st_size
+    return BadCheckpoint(
+        f"{path} ({size} bytes) is not a complete checkpoint: it breaks off or is of another format. "
+        "Delete it, then train or download it again."
+    )
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and those above it; CannotWrite where the system refuses."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotWrite(
+            f"could not make the folder {folder}: {reason(error)} ({free_space(folder.parent)} free). "
+            "Free some space or choose another folder."
+        ) from error
+
+
+def _take_apart(node: object, name: str, tensors: dict[str, Tensor]) -> object:
+    """The skeleton of `node`: scalars as they are, anything else as {kind: content}; tensors go into `tensors`."""
+    if isinstance(node, Tensor):
+        name = _unused(name or "tensor", tensors)
+        # A clone of its own: safetensors refuses tensors that share memory, and a view would drag its base along.
+        tensors[name] = node.detach().to("cpu", copy=True).contiguous()
+        return {"tensor": name}
+    if isinstance(node, dict):
+        return {"dict": [[_plain_key(key, name), _take_apart(node[key], _join(name, key), tensors)] for key in node]}
+    if isinstance(node, (list, tuple)):
+        kind = "list" if isinstance(node, list) else "tuple"
+        return {kind: [_take_apart(child, _join(name, i), tensors) for i, child in enumerate(node)]}
+    if type(node) in _SCALARS:
+        return node
+    raise BadValue(
+        f"cannot save {name or 'the state'}: it is a {type(node).__name__}. "
+        "Possible: tensors, numbers, strings, True, False, None, and dicts, lists and tuples of these."
+    )
+
+
+def _put_together(node: object, tensors: dict[str, Tensor]) -> object:
+    if not isinstance(node, dict):
+        return node
+    ((kind, content),) = node.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: _put_together(child, tensors) for key, child in content}
+    children = [_put_together(child, tensors) for child in content]
+    return children if kind == "list" else tuple(children)
+
+
+def _plain_key(key: object, name: str) -> object:
+    if type(key) in _SCALARS:
+        return key
+    raise BadValue(f"cannot save {name or 'the state'}: its key {key!r} is not a string or a number.")
+
+
+def _join(name: str, key: object) -> str:
+    return f"{name}.{key}" if name else str(key)
+
+
+def _unused(name: str, taken: dict[str, Tensor]) -> str:
+    """`name`, or `name~2`, …: {"a.b": x, "a": {"b": y}} has two tensors of one dotted name."""
+    count, candidate = 1, name
+    while candidate in taken:
+        count += 1
+        candidate = f"{name}~{count}"
+    return candidate

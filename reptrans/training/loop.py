@@ -1,0 +1,258 @@
+"""The one training loop: terms of a loss go down over the parameters it is given.
+
+Classifiers, stitches, students and connectors are all trained by `fit`; what differs is the objective. The plan and its
+learning rates are in `schedule`, what is left on disk in `resume`, looking at results in `evaluation`.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from reptrans.errors import BadValue, ShapeMismatch, suggest
+from reptrans.progress import progress
+from reptrans.training.evaluation import (
+    accuracy,
+    classification_loss,
+    evaluate,
+    keeping_modes,
+    keeping_random_state,
+)
+from reptrans.training.resume import Keeper, identity
+from reptrans.training.schedule import Plan, build_optimiser, learning_rate_factor
+from reptrans.training.terms import Scalars, Sums, row_of, total_of
+
+Objective = Callable[[object, float], tuple[Scalars, Scalars]]
+
+
+def fit(
+    objective: Objective,
+    modules: nn.Module | dict[str, nn.Module],
+    loader: Iterable,
+    plan: Plan,
+    *,
+    parameters: Iterable[nn.Parameter] | list[dict] | None = None,
+    checkpoint: str | Path | None = None,
+    every_epoch: Callable[[int], dict[str, float]] | None = None,
+    save_every: int | None = None,
+    snapshots: str | Path | None = None,
+    label: str = "",
+) -> pd.DataFrame:
+    """Minimise the sum of the objective's terms over the loader's batches; one row per epoch.
+
+    `objective(batch, progress) -> (terms, figures)`: named scalars, means over the batch; figures are only reported;
+    progress in [0, 1) is the share of all steps already done. Nothing but `parameters` gets gradients.
+    `modules`: one or several by name; in train mode from each epoch's start on (a module keeps frozen parts in eval
+    mode by its own `train`), afterwards in their former modes. `parameters`: those with requires_grad in `modules` if
+    None; a group's own "lr" is its highest learning rate.
+    `checkpoint`: a file written after every epoch. If it is there, training goes on from it, to the same bits as
+    without the interruption on the same machine; state of the objective that is not in `modules` is not kept.
+    `snapshots`: a folder for the weights, `<step>.safetensors`: the first, every `save_every` steps, and the last.
+    Rows: epoch (from 1), step (done so far), lr (of the last step; the first group's), each term and figure as its mean
+    over the epoch's images as seen in training, and what `every_epoch(epoch)` gives.
+    Raises BadValue, BadCheckpoint, CannotWrite, and Diverged for a term that is not finite: before that step is taken;
+    on a GPU up to 50 steps later, but before anything is written.
+    """
+    modules = {"": modules} if isinstance(modules, nn.Module) else dict(modules)
+    groups = _groups(modules, parameters, plan)
+    _refuse_contradictions(modules, groups, loader, plan, checkpoint, save_every, snapshots)
+    optimiser = build_optimiser(plan, groups)
+    # The identity is taken first: the groups' learning rates are still the highest ones.
+    known = identity(plan, modules, optimiser, loader)
+    keeper = Keeper(modules, optimiser, known, _path(checkpoint), _path(snapshots), save_every)
+    loop = _Loop(objective, modules, loader, plan, optimiser, keeper, every_epoch)
+    with keeping_random_state(loop.device), keeping_modes(*modules.values()):
+        return pd.DataFrame(loop.run(label))
+
+
+def train_classifier(
+    net: nn.Module,
+    dataset: object,
+    plan: Plan,
+    *,
+    batch_size: int = 128,
+    augment: str = "none",
+    batch_seed: int = 0,
+    device: str | torch.device = "cpu",
+    **saving,
+) -> pd.DataFrame:
+    """Train `net` in place on the labels of a Dataset; rows with accuracy and cross-entropy (nats), train and test.
+
+    `batch_seed` decides order and augmentation. An incomplete last batch is left out, unless it is the only one. Train
+    columns are means over the epoch while the weights moved; test columns are in eval mode at its end. `saving`:
+    `checkpoint`, `save_every`, `snapshots`, `label` of `fit`.
+    """
+    device = pick_device(str(device))
+    net.to(device)
+    place = {"device": device, "dtype": plan.dtype}
+    whole = len(dataset.train) >= batch_size
+    train = dataset.loader(
+        "train", batch_size, shuffle=True, seed=batch_seed, augment=augment, drop_last=whole, **place
+    )
+    test = dataset.loader("test", batch_size, **place)
+
+    def objective(batch, progress):
+        logits = net(batch.images)
+        _check_classes(logits, dataset)
+        terms = {"train_cross_entropy": classification_loss(logits, batch.labels)}
+        return terms, {"train_accuracy": accuracy(logits, batch.labels)}
+
+    def on_test(epoch):
+        found = evaluate(net, test)
+        return {"test_cross_entropy": found["cross_entropy"], "test_accuracy": found["accuracy"]}
+
+    return fit(objective, net, train, plan, every_epoch=on_test, **saving)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device `name`: "auto" is a GPU if there is one, else the CPU; "mps" is taken only when asked for."""
+    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    there += ["cuda"] * (len(there) > 1) + ["mps"] * torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if "cuda" in there else "cpu")
+    if name not in there:
+        raise BadValue(f"there is no device {name!r} here. {suggest(name, ['auto', *there])}")
+    return torch.device(name)
+
+
+@dataclass
+class _Loop:
+    """What stays the same during one call of `fit`."""
+
+    objective: Objective
+    modules: dict[str, nn.Module]
+    loader: Iterable
+    plan: Plan
+    optimiser: torch.optim.Optimizer
+    keeper: Keeper
+    every_epoch: Callable[[int], dict[str, float]] | None
+    parameters: list[nn.Parameter] = field(init=False)
+    highest: list[float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        self.highest = [group["lr"] for group in self.optimiser.param_groups]
+
+    @property
+    def device(self) -> torch.device:
+        return self.parameters[0].device
+
+    def run(self, label: str) -> list[dict]:
+        rows = self.keeper.resume()
+        steps = (self.plan.epochs - len(rows)) * len(self.loader)
+        ticks = iter(progress(range(steps), label, steps))
+        if not rows:
+            self.keeper.snapshot(0)
+        for epoch in range(len(rows), self.plan.epochs):
+            rows.append(self._epoch(epoch, ticks))
+            if epoch + 1 == self.plan.epochs:
+                self.keeper.snapshot(rows[-1]["step"], last=True)
+            self.keeper.keep(rows)
+        next(ticks, None)
+        self.optimiser.zero_grad()
+        return rows
+
+    def _epoch(self, epoch: int, ticks: Iterator) -> dict:
+        _seed(self.plan.seed, epoch, self.device)
+        for module in self.modules.values():
+            module.train()
+        if hasattr(self.loader, "epoch"):
+            self.loader.epoch = epoch
+        sums = Sums(self.plan.epochs, epoch + 1, self.device)
+        step = epoch * len(self.loader)
+        for batch in self.loader:
+            next(ticks, None)
+            self._step(step, batch, sums)
+            step += 1
+            if self.keeper.snapshots is not None and step % (self.keeper.save_every or step + 1) == 0:
+                sums.look()
+                self.keeper.snapshot(step)
+        own = {"epoch": epoch + 1, "step": step, "lr": float(self.optimiser.param_groups[0]["lr"])}
+        means = sums.means()
+        found = self.every_epoch(epoch + 1) if self.every_epoch else {}
+        return row_of(own, means, {name: _number(value) for name, value in found.items()})
+
+    def _step(self, step: int, batch: object, sums: Sums) -> None:
+        share = learning_rate_factor(self.plan, step, len(self.loader))
+        for group, highest in zip(self.optimiser.param_groups, self.highest, strict=True):
+            group["lr"] = highest * share
+        with _autocast(self.plan, self.device):
+            terms, figures = self.objective(batch, step / (self.plan.epochs * len(self.loader)))
+            total = total_of(terms, figures)
+        sums.add(terms, figures, len(batch.index), step + 1, self.optimiser.param_groups[0]["lr"])
+        self.optimiser.zero_grad()
+        # `inputs`: a teacher's or a frozen half's parameters get no gradients, whatever their requires_grad says.
+        total.backward(inputs=self.parameters)
+        if self.plan.clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.plan.clip)
+        self.optimiser.step()
+
+
+def _groups(modules: dict[str, nn.Module], parameters: Iterable | None, plan: Plan) -> list[dict]:
+    """The optimiser's groups, each parameter once."""
+    if parameters is None:
+        found = chain.from_iterable(module.parameters() for module in modules.values())
+        parameters = [p for p in found if p.requires_grad]
+    parameters = list(parameters)
+    if not parameters:
+        raise BadValue("there is nothing to train: no parameter that requires a gradient was given.")
+    if not isinstance(parameters[0], dict):
+        parameters = [{"params": parameters}]
+    return [{"lr": plan.lr, **group, "params": list(dict.fromkeys(group["params"]))} for group in parameters]
+
+
+def _refuse_contradictions(modules, groups, loader, plan, checkpoint, save_every, snapshots) -> None:
+    if len(loader) == 0:
+        raise BadValue("the loader has no batches. Is the split smaller than one batch with drop_last=True?")
+    if save_every is not None and (snapshots is None or isinstance(save_every, bool) or save_every < 1):
+        raise BadValue(f"save_every is {save_every!r}; it must be a number of steps from 1 on, and needs `snapshots`.")
+    names = {p: f"{m}.{name}".lstrip(".") for m, module in modules.items() for name, p in module.named_parameters()}
+    for number, p in enumerate(chain.from_iterable(group["params"] for group in groups)):
+        name = names.get(p, f"parameters[{number}]")
+        if p.dtype != plan.dtype:
+            raise BadValue(
+                f"precision {plan.precision!r} needs weights of {plan.dtype}, but {name} is {p.dtype}. "
+                f"Convert the network with .to({plan.dtype}), or choose another precision."
+            )
+        if p not in names and (checkpoint or snapshots):
+            raise BadValue(f"{name} is trained but in none of the modules, so it would not be saved. Add its module.")
+
+
+def _check_classes(logits: torch.Tensor, dataset: object) -> None:
+    if logits.shape[1:] != (dataset.num_classes,):
+        raise ShapeMismatch(
+            f"the network's output is {tuple(logits.shape)}, but {dataset.name} has {dataset.num_classes} classes. "
+            f"Build the network with num_classes={dataset.num_classes}."
+        )
+
+
+def _number(value: object) -> object:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)
+
+
+def _autocast(plan: Plan, device: torch.device) -> contextlib.AbstractContextManager:
+    if plan.precision != "bfloat16":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def _seed(seed: int, epoch: int, device: torch.device) -> None:
+    """Seed the CPU's and `device`'s generator from both numbers, so that an epoch's draws do not need those before."""
+    mixed = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    # torch.manual_seed would reseed every GPU, also those whose state nobody gives back.
+    torch.default_generator.manual_seed(mixed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(mixed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(mixed)

@@ -1,0 +1,120 @@
+"""How long and how fast to train: the plan, the learning rate at every step, the optimiser.
+
+The learning rate is a function of the step alone, so a training that goes on after an interruption needs no state of a
+scheduler, and every schedule has a formula to check.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from reptrans.errors import BadValue, suggest
+
+OPTIMISERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("steps", "one_cycle", "cosine", "constant")
+PRECISIONS = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that decides how parameters move, apart from the objective and the data.
+
+    Defaults are those of the model-stitching study (Csiszárik et al. 2021, authors' code) with 30 epochs for 300.
+    `lr`: the highest learning rate. `momentum`, `nesterov`: for sgd alone. `weight_decay`: L2 for sgd and adam,
+    decoupled for adamw. `precision`: of the weights; "bfloat16" computes in bfloat16 where autocast allows and keeps
+    float32 weights. `clip`: largest norm of all gradients together, None for no limit. `seed`: of dropout and the like.
+    Raises BadValue.
+    """
+
+    epochs: int = 30
+    optimiser: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 1e-4
+    schedule: str = "steps"
+    precision: str = "float32"
+    clip: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("optimiser", self.optimiser, OPTIMISERS)
+        _one_of("schedule", self.schedule, SCHEDULES)
+        _one_of("precision", self.precision, tuple(PRECISIONS))
+        _whole("epochs", self.epochs, 1)
+        _whole("seed", self.seed, 0)
+        _number("lr", self.lr, "a number above 0", lambda v: v > 0)
+        _number("momentum", self.momentum, "at least 0 and below 1", lambda v: 0 <= v < 1)
+        _number("weight_decay", self.weight_decay, "a number from 0 on", lambda v: v >= 0)
+        if self.clip is not None:
+            _number("clip", self.clip, "a number above 0, or None for no limit", lambda v: v > 0)
+        if self.optimiser == "sgd" and self.nesterov and self.momentum == 0:
+            raise BadValue("nesterov is True and momentum is 0: Nesterov's step needs momentum. Set nesterov=False.")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return PRECISIONS[self.precision]
+
+
+def learning_rate(plan: Plan, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of the step that follows `step` steps already done: plan.lr * shape_of_schedule."""
+    return plan.lr * learning_rate_factor(plan, step, steps_per_epoch)
+
+
+def learning_rate_factor(plan: Plan, step: int, steps_per_epoch: int) -> float:
+    """The share of the highest learning rate, in [0, 1], in the step that follows `step` steps already done.
+
+    With N = epochs * steps_per_epoch:
+    "constant": 1. "cosine": (1 + cos(pi * step / N)) / 2.
+    "steps": 0.1 ** (3 * epoch // epochs), epoch counted from 0, so x0.1 at a third and at two thirds of the epochs, and
+    never inside one (the stitching study's code compares with 0.333 and 0.666, which is an epoch earlier in long runs).
+    "one_cycle" (Smith and Topin 2018, as torch's OneCycleLR with its defaults, but momentum stays as it is):
+    from 1/25 up to 1 over the first 0.3 N steps and down to 1/250000 over the rest, each half a cosine.
+    """
+    total = plan.epochs * steps_per_epoch
+    if plan.schedule == "steps":
+        return (1.0, 0.1, 0.01)[min(3 * (step // steps_per_epoch) // plan.epochs, 2)]
+    if plan.schedule == "cosine":
+        return _between(1.0, 0.0, step / total)
+    if plan.schedule == "one_cycle":
+        return _one_cycle(step, total)
+    return 1.0
+
+
+def build_optimiser(plan: Plan, groups: list[dict]) -> torch.optim.Optimizer:
+    """torch's optimiser of the plan over `groups` (dicts with "params", and what they set otherwise than the plan)."""
+    if plan.optimiser == "sgd":
+        settings = {"momentum": plan.momentum, "nesterov": plan.nesterov}
+        return torch.optim.SGD(groups, lr=plan.lr, weight_decay=plan.weight_decay, **settings)
+    kind = torch.optim.Adam if plan.optimiser == "adam" else torch.optim.AdamW
+    return kind(groups, lr=plan.lr, weight_decay=plan.weight_decay)
+
+
+def _one_cycle(step: int, total: int) -> float:
+    start, end, top = 1 / 25, 1 / 25 / 1e4, 0.3 * total - 1
+    if step <= top:
+        return _between(start, 1.0, step / top)
+    return _between(1.0, end, (step - top) / (total - 1 - top))
+
+
+def _between(start: float, end: float, share: float) -> float:
+    """Half a cosine wave from `start` (share 0) to `end` (share 1)."""
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+def _one_of(name: str, value: object, options: tuple[str, ...]) -> None:
+    if value not in options:
+        raise BadValue(f"{name} is {value!r}. {suggest(value, options)}")
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise BadValue(f"{name} is {value!r}; it must be a whole number from {least} on.")
+
+
+def _number(name: str, value: object, wanted: str, holds) -> None:
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not numeric or not math.isfinite(value) or not holds(value):
+        raise BadValue(f"{name} is {value!r}; it must be {wanted}.")

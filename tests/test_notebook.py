@@ -1,0 +1,184 @@
+"""The parameters of a notebook, checked in a running IPython and through papermill's command line."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import nbformat
+import pandas as pd
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from pydantic import PositiveInt, model_validator
+from traitlets.config import Config
+
+from reptrans.errors import BadValue, UnknownName
+from reptrans.notebook import Parameters, names, parameters, show
+
+
+class P(Parameters):
+    layer: Literal["bn1", "bn2"] = "bn1"
+    steps: PositiveInt = 10
+    rate: float = 0.1
+    layers: str = "all"
+
+
+@pytest.fixture
+def shell(tmp_path, monkeypatch):
+    """A fresh IPython that counts as the running one for the length of a test and writes nothing outside it."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    InteractiveShell.clear_instance()
+    started = InteractiveShell.instance(config=Config({"HistoryManager": {"hist_file": ":memory:"}}))
+    yield started
+    started.restore_sys_module_state()
+    InteractiveShell.clear_instance()
+
+
+def run(shell, *cells):
+    for cell in cells:
+        shell.run_cell(cell, store_history=True).raise_error()
+
+
+def test_values_come_from_the_notebook(shell):
+    run(shell, "layer = 'bn2'\nrate = 1\nother = 3", "# Parameters\nsteps = 20\nlayers = '1,2'\n")
+    assert parameters(P) == P(layer="bn2", steps=20, rate=1.0, layers="1,2")
+
+
+def test_every_problem_is_listed(shell):
+    run(shell, "steps = 0\nrate = 'fast'", "# Parameters\nlayr = 'bn2'\nlayer: str = 'bn9'\n")
+    with pytest.raises(UnknownName) as caught:
+        parameters(P)
+    assert str(caught.value) == (
+        "4 parameters are not as the notebook needs:\n"
+        "  layr = 'bn2': there is no such parameter. Did you mean 'layer' or 'layers'? "
+        "Possible: layer, steps, rate, layers\n"
+        "  layer = 'bn9': Input should be 'bn1' or 'bn2'\n"
+        "  steps = 0: Input should be greater than 0\n"
+        "  rate = 'fast': Input should be a valid number\n"
+        "papermill --help-notebook explains every parameter"
+    )
+
+
+@pytest.mark.parametrize("value", ["1000.0", "True", "'3'", "None"])
+def test_nothing_but_an_integer_is_an_integer(shell, value):
+    run(shell, f"steps = {value}")
+    with pytest.raises(BadValue) as caught:
+        parameters(P)
+    assert f"  steps = {value}: Input should be a valid integer\n" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_numbers_are_finite(shell, value):
+    run(shell, f"rate = float('{value}')")
+    with pytest.raises(BadValue) as caught:
+        parameters(P)
+    assert f"  rate = {value}: Input should be a finite number\n" in str(caught.value)
+
+
+def test_a_corrected_cell_replaces_the_mistyped_one(shell):
+    run(shell, "# Parameters\nlayr = 'bn2'", "# Parameters\nlayer = 'bn2'")
+    assert parameters(P).layer == "bn2"
+
+
+def test_later_variables_are_not_parameters(shell):
+    run(shell, "# Parameters\nlayer = 'bn2'", "accuracy = 1.0")
+    assert parameters(P).layer == "bn2"
+
+
+def test_a_field_without_value_and_a_rule_between_fields(shell):
+    class Needed(Parameters):
+        data: str
+
+    class Rule(P):
+        @model_validator(mode="after")
+        def short(self):
+            if self.steps > 5 and self.rate > 1:
+                raise BadValue("rate above 1 needs steps of at most 5")
+            return self
+
+    with pytest.raises(BadValue) as caught:
+        parameters(Needed)
+    assert "  data: not set. Give it a value in the notebook's cell of parameters\n" in str(caught.value)
+    run(shell, "rate = 2.0")
+    with pytest.raises(BadValue) as caught:
+        parameters(Rule)
+    assert str(caught.value) == (
+        "1 parameter is not as the notebook needs:\n  rate above 1 needs steps of at most 5\n"
+        "papermill --help-notebook explains every parameter"
+    )
+
+
+def test_the_notebook_shows_the_message_alone(shell, capsys):
+    shell.user_ns |= {"P": P, "parameters": parameters}
+    result = shell.run_cell("steps = 0\np = parameters(P)", store_history=True)
+    assert isinstance(result.error_in_exec, BadValue)
+    assert capsys.readouterr().out == f"BadValue: {result.error_in_exec}\n"
+
+
+def test_outside_a_notebook():
+    InteractiveShell.clear_instance()
+    with pytest.raises(BadValue) as caught:
+        parameters(P)
+    assert str(caught.value) == (
+        "no notebook is running here, so there are no variables to read. Write P(name=value, ...) instead."
+    )
+
+
+NOTEBOOK = [
+    'layer: str = "bn1"  # where to cut',
+    "from typing import Literal\n"
+    "from reptrans.notebook import Parameters, parameters\n"
+    "class P(Parameters):\n"
+    '    layer: Literal["bn1", "bn2"] = "bn1"\n'
+    "p = parameters(P)",
+    "print('layer', p.layer)",
+]
+
+
+def test_papermill_refuses_an_unknown_name(tmp_path):
+    """One notebook, started with a right and with a mistyped name."""
+    cells = [nbformat.v4.new_code_cell(source) for source in NOTEBOOK]
+    cells[0].metadata["tags"] = ["parameters"]
+    spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=spec), tmp_path / "in.ipynb")
+    good = papermill(tmp_path, "layer", "bn2")
+    assert good.returncode == 0, good.stderr
+    outputs = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[-1].outputs
+    assert [output.text for output in outputs] == ["layer bn2\n"]
+    bad = papermill(tmp_path, "layr", "bn2")
+    assert bad.returncode == 1
+    assert (
+        "UnknownName: 1 parameter is not as the notebook needs:\n"
+        "  layr = 'bn2': there is no such parameter. Did you mean 'layer'? Possible: layer\n"
+        "papermill --help-notebook explains every parameter"
+    ) in bad.stderr
+    assert "notebook.py" not in bad.stderr
+
+
+def papermill(folder: Path, name: str, value: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "papermill", "in.ipynb", "out.ipynb", "--no-progress-bar", "-p", name, value]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def test_names():
+    assert names("bn1, bn3,") == ["bn1", "bn3"]
+    assert names("all", ["bn1", "bn3"]) == ["bn1", "bn3"]
+    assert names("bn3", ["bn1", "bn3"]) == ["bn3"]
+    with pytest.raises(UnknownName) as caught:
+        names("bn1,fc2", ["bn1", "fc"])
+    assert str(caught.value) == "there is no 'fc2'. Did you mean 'fc'? Possible: all, bn1, fc"
+
+
+def test_a_shown_table_is_rounded_and_without_a_bare_count(capsys):
+    show(pd.DataFrame({"layer": ["bn1", "bn2"], "accuracy": [0.123456, -1e-9], "images": [10, 20]}))
+    assert capsys.readouterr().out.split("\n") == [
+        "layer  accuracy  images",
+        "  bn1    0.1235      10",
+        "  bn2    0.0000      20",
+        "",
+    ]
+
+
+def test_a_shown_table_keeps_names_of_rows(capsys):
+    show(pd.Series([0.5, None], index=["a", "b"], name="accuracy"), digits=2)
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [["accuracy"], ["a", "0.50"], ["b"]]

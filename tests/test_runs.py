@@ -1,0 +1,216 @@
+"""A run's folder holds what was given, whole, and says what happened to it."""
+
+import errno
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+from pydantic import BaseModel
+from safetensors.torch import load_file
+
+from reptrans import report
+from reptrans.errors import BadValue, CannotWrite
+from reptrans.files import atomic
+from reptrans.runs import Run, environment, git_state
+
+ROWS = pd.DataFrame({"layer": ["bn1", "bn2"], "seed": [0, 1], "accuracy": [0.1 + 0.2, float("nan")]})
+
+
+def figure():
+    drawn = Figure()
+    drawn.subplots().plot([1, 2, 3])
+    return drawn
+
+
+def pages(path):
+    return len(re.findall(rb"/Type /Page\b", path.read_bytes()))
+
+
+def record(run):
+    return json.loads((run.folder / "run.json").read_text())
+
+
+def test_everything_can_be_read_again(tmp_path):
+    with Run("try", {"seed": 3, "lr": 0.1}, tmp_path / "run") as run:
+        assert record(run)["status"] == "running"
+        run.rows(ROWS)
+        run.arrays({"weight": torch.arange(6.0).reshape(2, 3).T, "mean": np.ones(2), "shared": torch.ones(3)[1:]})
+        run.figure(figure(), "curve")
+        run.finish("A try", "It worked.")
+    pd.testing.assert_frame_equal(pd.read_parquet(run.folder / "rows.parquet"), ROWS)
+    assert (run.folder / "rows.csv").read_text() == f"layer,seed,accuracy\nbn1,0,{0.1 + 0.2!r}\nbn2,1,\n"
+    assert json.loads((run.folder / "rows.json").read_text()) == [
+        {"layer": "bn1", "seed": 0, "accuracy": 0.1 + 0.2}, {"layer": "bn2", "seed": 1, "accuracy": None}]  # fmt: skip
+    arrays = load_file(run.folder / "arrays.safetensors")
+    assert arrays["weight"].tolist() == [[0, 3], [1, 4], [2, 5]] and arrays["mean"].dtype == torch.float64
+    assert (run.folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert pages(run.folder / "curve.pdf") == 1
+    assert pages(run.folder / "report.pdf") == 3
+    found = record(run)
+    assert (found["status"], found["title"], found["seeds"]) == ("finished", "A try", {"seed": 3})
+    assert found["started"] <= found["finished"]
+    assert found["environment"] == environment()
+    assert found["files"] == ["rows.parquet", "rows.csv", "rows.json", "arrays.safetensors", "curve.png", "curve.pdf",
+                              "report.pdf"]  # fmt: skip
+    assert sorted(path.name for path in run.folder.iterdir()) == sorted([*found["files"], "run.json"])
+
+
+def test_the_same_parameters_come_back_to_the_same_folder(tmp_path, monkeypatch):
+    class P(BaseModel):
+        seed: int = 0
+        layer: str = "bn1"
+
+    monkeypatch.setenv("REPTRANS_DATA", str(tmp_path))
+    first = Run("try", P())
+    first.checkpoint("fit.safetensors").write_bytes(b"half way")
+    again = Run("try", {"layer": "bn1", "seed": 0})
+    other = Run("try", P(seed=1), folder=first.folder)
+    assert first.folder == again.folder == tmp_path / "runs" / f"try-{first.key}"
+    assert again.checkpoint("fit.safetensors").read_bytes() == b"half way"
+    assert not other.checkpoint("fit.safetensors").exists()
+    assert other.checkpoint("fit.safetensors").is_relative_to(first.folder)
+    assert re.fullmatch("[0-9a-f]{8}", first.key)
+
+
+def test_equal_runs_write_equal_bytes(tmp_path):
+    for name in ("one", "two"):
+        with Run("try", {"seed": 0}, tmp_path / name) as run:
+            run.rows(ROWS)
+            run.figure(figure(), "curve")
+            run.arrays({"b": torch.ones(2), "a": torch.zeros(2)})
+    names = [path.name for path in (tmp_path / "one").iterdir() if path.name != "run.json"]
+    assert {"rows.csv", "curve.png", "curve.pdf", "report.pdf", "rows.parquet"} < set(names)
+    assert [n for n in names if (tmp_path / "one" / n).read_bytes() != (tmp_path / "two" / n).read_bytes()] == []
+
+
+def test_a_failed_run_says_so_and_keeps_what_is_there(tmp_path):
+    with pytest.raises(ZeroDivisionError), Run("try", {}, tmp_path) as run:
+        run.rows(ROWS)
+        _ = 1 / 0
+    assert (record(run)["status"], record(run)["error"]) == ("failed", "ZeroDivisionError: division by zero")
+    assert record(run)["finished"] is not None
+    assert (tmp_path / "rows.csv").exists()
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    run = Run("try", {}, tmp_path)
+    run.rows(ROWS)
+    before = (tmp_path / "rows.csv").read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CannotWrite) as caught:
+        run.arrays({"a": torch.ones(2)})
+    assert re.fullmatch(
+        re.escape(f"could not write arrays.safetensors in {tmp_path}: No space left on device (")
+        + r"[0-9.e+]+ [kMGT]?B free\)\. "
+        + re.escape(
+            "Already safe there: rows.parquet, rows.csv, rows.json. Free some space, or write elsewhere: "
+            "Run('try', ..., folder=...) for this run, the environment variable REPTRANS_DATA for all."
+        ),
+        str(caught.value),
+    )
+    with pytest.raises(CannotWrite):
+        run.rows(ROWS.assign(accuracy=0.0))
+    assert (tmp_path / "rows.csv").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.csv", "rows.json", "rows.parquet", "run.json"]
+    with pytest.raises(ZeroDivisionError) as both, run:
+        _ = 1 / 0
+    assert "could not write run.json" in both.value.__notes__[0]
+
+
+def test_a_folder_that_cannot_be_made_is_noticed_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CannotWrite) as caught:
+        Run("try", {}, tmp_path / "file" / "run")
+    assert str(caught.value) == (
+        f"could not make the folder {tmp_path}/file/run: Not a directory. Nothing was lost. Free some space, or write "
+        "elsewhere: Run('try', ..., folder=...) for this run, the environment variable REPTRANS_DATA for all."
+    )
+
+
+def test_atomic_leaves_the_old_file_on_any_error(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(KeyError), atomic(path) as temporary:
+        temporary.write_text("new")
+        raise KeyError
+    assert path.read_text() == "old"
+    with atomic(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old" and temporary.parent == tmp_path
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_bad_rows_and_names(tmp_path):
+    run = Run("try", {}, tmp_path)
+    with pytest.raises(BadValue, match="^rows 'rows' need unique column names and one type per column: "):
+        run.rows(pd.DataFrame({"a": [1, "x"]}))
+    with pytest.raises(BadValue) as caught:
+        run.rows(ROWS, "../rows")
+    assert str(caught.value) == (
+        "'../rows' cannot name a file. Possible: letters, digits and _ . , = + - without a leading dot"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_the_report_pages_long_and_wide_tables(tmp_path):
+    long = pd.DataFrame({"a": np.arange(150.0)})
+    wide = pd.DataFrame({f"column_number_{i}": [0.5] for i in range(20)})
+    with Run("try", {"$a$_b": "c" * 300}, tmp_path) as run:
+        run.rows(long, "long")
+        run.rows(wide, "wide")
+    # The title; 150 rows at 64 on a page; 20 columns of 18 characters, 5 of which fit beside the count.
+    assert pages(tmp_path / "report.pdf") == 1 + 3 + 4
+    lines = [line for page in report._table_pages("wide", wide.assign(path="a" * 50)) for line in page]
+    assert "a" * 39 + "…" in " ".join(lines).split()
+    assert max(map(len, lines)) <= 100
+    assert [f"column_number_{i}" in " ".join(lines).split() for i in range(20)] == [True] * 20
+
+
+def test_json_holds_what_json_does_not_know(tmp_path):
+    given = {"lr": float("inf"), "path": Path("a/b"), "layers": ("bn1",), "n": np.int64(3), "none": None}
+    run = Run("try", given, tmp_path)
+    strict = json.loads((tmp_path / "run.json").read_text(), parse_constant=pytest.fail)
+    assert strict["parameters"] == {"lr": "inf", "path": "a/b", "layers": ["bn1"], "n": 3, "none": None}
+    run.rows(pd.DataFrame({"a": [np.inf, 1.5]}))
+    assert json.loads((tmp_path / "rows.json").read_text(), parse_constant=pytest.fail) == [{"a": None}, {"a": 1.5}]
+
+
+def git(folder, *command):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    answer = subprocess.run(["git", "-C", folder, *identity, *command], check=True, capture_output=True, text=True)
+    return answer.stdout.strip()
+
+
+def test_git_state(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_state(tmp_path) is None
+    assert git_state(tmp_path / "missing") is None
+    git(tmp_path, "init", "-b", "main")
+    assert git_state(tmp_path) == {"commit": None, "branch": "main", "dirty": False}
+    (tmp_path / "a").write_text("a")
+    git(tmp_path, "add", "a")
+    git(tmp_path, "commit", "-m", "first")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    assert git_state(tmp_path) == {"commit": commit, "branch": "main", "dirty": False}
+    git(tmp_path, "checkout", "--detach")
+    (tmp_path / "a").write_text("b")
+    assert git_state(tmp_path) == {"commit": commit, "branch": None, "dirty": True}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_state(tmp_path) is None
+
+
+def test_environment():
+    found = environment()
+    assert list(found) == ["python", "torch", "torchvision", "numpy", "reptrans", "system", "cpu", "gpu"]
+    assert (found["torch"], found["numpy"]) == (torch.__version__, np.__version__)
