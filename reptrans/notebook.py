@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from reptrans.errors import BadValue, UnknownName, suggest
 from reptrans.progress import interactive, progress
 
-__all__ = ["Parameters", "interactive", "names", "parameters", "progress", "show", "spread", "style"]
+__all__ = ["Parameters", "as_text", "interactive", "names", "parameters", "progress", "show", "spread", "style"]
 
 HELP = "papermill --help-notebook explains every parameter"
 
@@ -96,6 +96,11 @@ def show(table: pd.DataFrame | pd.Series, digits: int = 4) -> None:
     display(_Shown(table.to_frame() if isinstance(table, pd.Series) else table, digits))
 
 
+def as_text(table: pd.DataFrame, digits: int = 4) -> str:
+    """The same as plain text, for a terminal."""
+    return repr(_Shown(table, digits))
+
+
 def spread(rows: pd.DataFrame, by: list[str], values: list[str], digits: int = 3) -> pd.DataFrame:
     """A table for reading: for every combination of `by`, in the order met, each value as "mean ± sd", and the count.
 
@@ -109,7 +114,9 @@ def spread(rows: pd.DataFrame, by: list[str], values: list[str], digits: int = 3
         if column.empty:
             return ""
         mean = f"{round(column.mean(), digits) + 0.0:.{digits}f}"
-        return f"{mean} ± {column.std():.{digits}f}" if len(column) > 1 else mean
+        if len(column) == 1:
+            return mean
+        return f"{mean}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{column.std():.{digits}f}"
 
     table = groups[values].agg(cell).reset_index()
     return table.assign(n=groups.size().to_numpy())
@@ -128,7 +135,7 @@ class _Shown:
         }
 
     def _repr_html_(self) -> str:
-        return self._table.to_html(border=0, **self._options)
+        return self._table.to_html(border=0, justify="left", **self._options)
 
     def __repr__(self) -> str:
         return self._table.to_string(**self._options)

@@ -65,7 +65,7 @@ def test_least_squares_is_numpys(noisy):
 def test_r2_and_squared_error_are_those_of_the_samples(noisy):
     x, y = noisy
     m = moments(x, y)
-    for kind in ("least squares", "ridge", "procrustes", "reduced rank", "assignment", "sparse"):
+    for kind in ("least squares", "ridge", "procrustes", "rotation", "reduced rank", "assignment", "sparse"):
         found = direct_matching(m, kind, rank=2, ridge=0.1)
         error = squared_error(x, y, found)
         assert found.squared_error(m).item() == pytest.approx(error, rel=1e-9)
@@ -113,6 +113,17 @@ def test_procrustes_beats_other_rotations_and_scales(noisy):
         q = near.Q * near.R.diagonal().sign()
         other = change * best.weight.norm() / 3**0.5 * q
         assert best.squared_error(m) <= AffineMap(other, m.mean_y - other @ m.mean_x).squared_error(m) + 1e-12
+
+
+@pytest.mark.parametrize(("p", "q"), [(4, 4), (3, 5), (5, 3)])
+def test_rotation_keeps_the_spread(p, q):
+    x, y = linear_data(torch.randn(q, p, dtype=torch.float64, generator=torch.Generator().manual_seed(3)), 0.0, 2.0)
+    m = moments(x, y)
+    kept, best = procrustes(m, keep_spread=True), procrustes(m)
+    mapped = x @ kept.weight.T + kept.bias
+    assert mapped.var(0, correction=0).sum().item() == pytest.approx(y.var(0, correction=0).sum().item())
+    torch.testing.assert_close(kept.weight / kept.weight.norm(), best.weight / best.weight.norm())
+    assert kept.squared_error(m) > best.squared_error(m)
 
 
 def test_reduced_rank_has_its_rank_and_is_best(noisy):

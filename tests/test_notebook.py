@@ -13,7 +13,7 @@ from pydantic import PositiveInt, model_validator
 from traitlets.config import Config
 
 from reptrans.errors import BadValue, UnknownName
-from reptrans.notebook import Parameters, names, parameters, show
+from reptrans.notebook import Parameters, names, parameters, show, spread
 
 
 class P(Parameters):
@@ -182,3 +182,14 @@ def test_a_shown_table_is_rounded_and_without_a_bare_count(capsys):
 def test_a_shown_table_keeps_names_of_rows(capsys):
     show(pd.Series([0.5, None], index=["a", "b"], name="accuracy"), digits=2)
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [["accuracy"], ["a", "0.50"], ["b"]]
+
+
+def test_spread_says_mean_sd_and_count():
+    rows = pd.DataFrame({"layer": ["b", "b", "a"], "score": [0.1, 0.3, -0.0001], "none": [float("nan")] * 3})
+    table = spread(rows, ["layer"], ["score", "none"], digits=2)
+    assert table.to_dict("list") == {
+        "layer": ["b", "a"],
+        "score": ["0.20\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.14", "0.00"],
+        "none": ["", ""],
+        "n": [2, 1],
+    }

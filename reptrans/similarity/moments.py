@@ -29,11 +29,15 @@ def channel_blocks(activations: Tensor, axis: int | None = None) -> Tensor:
     return activations.movedim(axis, 1).flatten(2) if activations.ndim > 2 else activations.unsqueeze(2)
 
 
+# Places in one product: their float64 copies stay in a processor's cache, and small beside the activations.
+_AT_ONCE = 8192
+
+
 class Moments:
     """Streamed moments of x (p features) and y (q features), seen together.
 
     With N samples in all: `mean_x` (p,), `mean_y` (q,), and the centred covariances (divided by N)
-    `xx` (p, p), `xy` (p, q), `yy` (q, q). Exact: sums run in float64 around the first batch's mean, so that no digits
+    `xx` (p, p), `xy` (p, q), `yy` (q, q). Exact: sums run in float64 around the first samples' mean, so that no digits
     are lost to large means; the order and size of batches do not matter beyond rounding.
     Memory is (p + q)² numbers, whatever N is.
     """
@@ -52,6 +56,12 @@ class Moments:
         """
         x, y = (v if v.ndim == 3 else v.unsqueeze(2) for v in (x, y))
         self._check(x, y)
+        examples = max(1, _AT_ONCE // x.shape[2])
+        for part in zip(x.split(examples), y.split(examples), strict=True):
+            self._add(*part)
+        return self
+
+    def _add(self, x: Tensor, y: Tensor) -> None:
         z = torch.empty(self.p + self.q, x.shape[0], x.shape[2], dtype=torch.float64, device=self._sum.device)
         z[: self.p].copy_(x.transpose(0, 1))
         z[self.p :].copy_(y.transpose(0, 1))
@@ -65,7 +75,6 @@ class Moments:
         self._sum += total
         self._product.addmm_(z, z.T)
         self.count += z.shape[1]
-        return self
 
     def merge(self, other: "Moments") -> "Moments":
         """Add all that `other` has seen; as if its batches had been given here."""

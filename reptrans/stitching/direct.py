@@ -56,15 +56,18 @@ def least_squares(m: Moments, ridge: float = 0.0) -> AffineMap:
     return _with_mean(_solve(m.xx + size * torch.eye(m.p, dtype=m.xx.dtype, device=m.xx.device), m.xy), m)
 
 
-def procrustes(m: Moments) -> AffineMap:
+def procrustes(m: Moments, keep_spread: bool = False) -> AffineMap:
     """W = s Q with Q (semi-)orthogonal: Q = U Vᵀ from C_yx = U S Vᵀ,  s = trace(S) / trace(Q C_xx Qᵀ).
 
     The best rotation with scale for squared error where q ≥ p; for q < p no closed form of that is known, and Q is the
     one of largest trace(Q C_xy), with the best scale for it. Centred and scaled, unlike the source's.
+    That scale shrinks what cannot be predicted. `keep_spread` takes s² = trace(C_yy) / trace(Q C_xx Qᵀ) instead: the
+    mapped activations vary as much as the end network's own, at the price of a larger squared error.
     """
     u, s, vh = torch.linalg.svd(m.xy.T, full_matrices=False)
     q = u @ vh
-    return _with_mean(s.sum() / ((q @ m.xx) * q).sum() * q, m)
+    spread = ((q @ m.xx) * q).sum()
+    return _with_mean((torch.sqrt(m.yy.trace() / spread) if keep_spread else s.sum() / spread) * q, m)
 
 
 def reduced_rank(m: Moments, rank: int) -> AffineMap:
@@ -149,6 +152,7 @@ DIRECT = {
     "least squares": lambda m, rank, ridge: least_squares(m),
     "ridge": lambda m, rank, ridge: least_squares(m, ridge),
     "procrustes": lambda m, rank, ridge: procrustes(m),
+    "rotation": lambda m, rank, ridge: procrustes(m, keep_spread=True),
     "reduced rank": lambda m, rank, ridge: reduced_rank(m, rank),
     "assignment": lambda m, rank, ridge: assignment(m),
     "sparse": lambda m, rank, ridge: sparse(m, rank),
@@ -170,7 +174,10 @@ def departure(m: Moments, matched: AffineMap) -> float:
 
     Near 1: as spread out as its own; well above 1: the end network sees inputs that its own front never makes, the
     criticism of task-trained stitches by Balogh and Jelasity (2025). Below 1: shrunk, as least squares does.
+    NaN where the end network's activations never vary.
     """
+    if m.yy.trace() <= 0:
+        return float("nan")
     scaled = m.yy + 1e-3 * m.yy.trace() / m.q * torch.eye(m.q, dtype=m.yy.dtype, device=m.yy.device)
     gap = matched.weight @ m.mean_x + matched.bias - m.mean_y
     mapped = matched.weight @ m.xx @ matched.weight.T + torch.outer(gap, gap)

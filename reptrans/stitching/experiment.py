@@ -14,9 +14,10 @@ from reptrans.layers import end, front
 from reptrans.similarity import Moments, linear_cka
 from reptrans.stitching.direct import AffineMap, departure, direct_matching
 from reptrans.stitching.frozen import collect_moments, kept, logits_of, subset
-from reptrans.stitching.initial import BY_CHANCE, initial_map, mask_matrix
+from reptrans.stitching.initial import BY_CHANCE, check_init, initial_map, mask_matrix
 from reptrans.stitching.settings import StitchingSettings
 from reptrans.stitching.stitch import Stitch, StitchedNetwork
+from reptrans.stitching.targets import needs_parents
 from reptrans.stitching.task import train_stitch
 from reptrans.training import accuracy, classification_loss, pick_device
 
@@ -37,9 +38,9 @@ class Stitched:
 class Stitching:
     """A front and an end network on one data set, checked and ready to be stitched at `pairs` (front layer, end layer).
 
-    Fitted on `dataset.train`, scored on `dataset.test`, and every row says so. Both networks are frozen: eval mode, no
-    gradients for their parameters (properties of the networks given). What pairs share is computed once: the networks'
-    own logits, and the moments of all pairs in one streamed pass.
+    Fitted on `dataset.train`, scored on `dataset.test`, and every row says so. Both networks are frozen and taken over:
+    eval mode, no gradients for their parameters, the settings' dtype and device. What pairs share is computed once: the
+    networks' own logits, and the moments of all pairs in one streamed pass.
     Raises before any compute: LayerNotFound, CannotCut for layers; ShapeMismatch for class counts or activations that
     do not fit; BadValue for settings that contradict each other.
     """
@@ -64,6 +65,11 @@ class Stitching:
         )  # fmt: skip
         self.test = dataset.loader("test", max(s.batch_size, 500), **form)
         self._check_classes()
+        if dataset.multi_label and needs_parents(s.target):
+            raise BadValue(
+                f"target {s.target!r} is a softmax over classes that exclude each other, but {dataset.name} has "
+                "several true labels at once. Choose target='hard'."
+            )
         self.fronts = {f: front(self.front_net, f) for f, _ in pairs}
         self.ends = {e: end(self.end_net, e, keep_skip=s.keep_skip, example=self._example) for _, e in pairs}
         self.shapes = self._shapes()
@@ -73,17 +79,17 @@ class Stitching:
     def stitch(self, front_layer: str, end_layer: str, checkpoint: Path | None = None) -> Stitched:
         """Match one of the pairs in every way asked for; `checkpoint` lets interrupted training resume."""
         s, m = self.settings, self.moments.get((front_layer, end_layer))
-        images = self._score_set(front_layer)
+        images, is_activations = self._score_set(front_layer)
         rows, maps = [], {}
 
         def score(matching: str, network: StitchedNetwork) -> None:
             maps[matching] = network.stitch.dense()
-            tail = network if s.keep_skip else nn.Sequential(network.stitch, network.end)
+            tail = nn.Sequential(network.stitch, network.end) if is_activations else network
             logits, labels = logits_of(tail.eval(), images)
             rows.append({"matching": matching} | self._scores(logits, labels) | self._fit(m, maps[matching]))
 
         for kind in self._direct(front_layer, end_layer):
-            free = Stitch(*self._pair_shapes(front_layer, end_layer), flatten=s.flatten)
+            free = self._stitch(front_layer, end_layer)
             solved = direct_matching(m, kind, rank=s.rank, ridge=s.ridge)
             score(kind, self._network(free, front_layer, end_layer, solved))
         network = self._start(front_layer, end_layer, m)
@@ -145,22 +151,27 @@ class Stitching:
     def _pair_shapes(self, front_layer: str, end_layer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return self.shapes[0][front_layer], self.shapes[1][end_layer]
 
+    def _stitch(self, front_layer: str, end_layer: str, **form) -> Stitch:
+        """A new stitch for the pair, whose weights are to be set; the caller's random state stays as it is."""
+        with torch.random.fork_rng(devices=[]):
+            return Stitch(*self._pair_shapes(front_layer, end_layer), flatten=self.settings.flatten, **form)
+
     def _check_pair(self, front_layer: str, end_layer: str) -> None:
         s = self.settings
-        q, p = Stitch(*self._pair_shapes(front_layer, end_layer), flatten=s.flatten).weight.shape
+        q, p = self._stitch(front_layer, end_layer).weight.shape
+        check_init(s.init, p, q, s.mask != "identity", s.form)
         if s.needs_moments and p + q > _MOST_FLAT:
             raise BadValue(
                 f"Closed forms between {p} and {q} features at {front_layer} need moments of {p + q} squared numbers; "
                 f"at most {_MOST_FLAT} features are taken. Choose a deeper layer, flatten=False, or direct='' with "
                 f"init from {', '.join(BY_CHANCE)}."
             )
-        for kind in s.direct_kinds:
-            if kind in ("reduced rank", "sparse") and s.rank > min(p, q):
-                raise BadValue(f"rank {s.rank} is more than the {min(p, q)} channels at {front_layer} allow.")
+        if s.uses_rank and s.rank > min(p, q):
+            raise BadValue(f"rank {s.rank} is more than the {min(p, q)} channels at {front_layer} allow.")
 
     def _direct(self, front_layer: str, end_layer: str) -> list[str]:
         """The closed forms asked for; without the identity where widths differ and there is none."""
-        p, q = (Stitch(*self._pair_shapes(front_layer, end_layer), flatten=self.settings.flatten).weight.T).shape
+        q, p = self._stitch(front_layer, end_layer).weight.shape
         return [kind for kind in self.settings.direct_kinds if kind != "identity" or p == q]
 
     def _network(self, stitch: Stitch, front_layer: str, end_layer: str, start: AffineMap) -> StitchedNetwork:
@@ -169,16 +180,15 @@ class Stitching:
 
     def _start(self, front_layer: str, end_layer: str, m: Moments | None) -> StitchedNetwork:
         """The stitch that training starts from."""
-        s, shapes = self.settings, self._pair_shapes(front_layer, end_layer)
-        generator = torch.Generator().manual_seed(self.seed)
-        q, p = Stitch(*shapes, flatten=s.flatten).weight.shape
+        s, generator = self.settings, torch.Generator().manual_seed(self.seed)
+        q, p = self._stitch(front_layer, end_layer).weight.shape
         mask = mask_matrix(s.mask, p, q, m, generator)
         form = s.form if mask is None else "masked"
         start = initial_map(
             s.init, p, q, moments=m, generator=generator, rank=s.rank, ridge=s.ridge, mask=mask, form=form
         )
         rank = s.rank if form == "low rank" else None
-        stitch = Stitch(*shapes, form=form, rank=rank, mask=mask, flatten=s.flatten, batch_norm=s.batch_norm)
+        stitch = self._stitch(front_layer, end_layer, form=form, rank=rank, mask=mask, batch_norm=s.batch_norm)
         network = self._network(stitch, front_layer, end_layer, start)
         if s.batch_norm:
             mapped = start.weight.to(m.xx) @ m.xx @ start.weight.to(m.xx).T
@@ -196,12 +206,13 @@ class Stitching:
             memory=s.memory, checkpoint=checkpoint, label=f"stitch at {front_layer}",
         )  # fmt: skip
 
-    def _score_set(self, front_layer: str) -> Loader:
-        """The score set as the front leaves it, where it is kept; with a bypass, or too large, as images."""
-        if self.settings.keep_skip:
-            return self.test
-        tables = kept({"front": self.fronts[front_layer]}, self.test, float("inf"))
-        return self.test.over(Split(tables["front"], self.test.split.labels))
+    def _score_set(self, front_layer: str) -> tuple[Loader, bool]:
+        """The score set as the front leaves it (True); with a bypass, or where memory is short, as images."""
+        s = self.settings
+        tables = None if s.keep_skip else kept({"front": self.fronts[front_layer]}, self.test, s.memory)
+        if tables is None:
+            return self.test, False
+        return self.test.over(Split(tables["front"], self.test.split.labels)), True
 
     def _scores(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
         own = accuracy(self.own["end"], labels).item()

@@ -61,18 +61,19 @@ def initial_map(
     squares within the mask); the others as in `direct`.
     Raises UnknownName; ShapeMismatch for perm and eye with p ≠ q; BadValue for an init that the form cannot hold.
     """
-    _check(kind, p, q, mask, form)
+    check_init(kind, p, q, mask is not None, form)
     if kind in BY_CHANCE:
         return _unsolved(kind, p, q, generator, rank, form)
     return _solved(kind, moments, rank, ridge, mask, form)
 
 
-def _check(kind: str, p: int, q: int, mask: Tensor | None, form: str) -> None:
+def check_init(kind: str, p: int, q: int, has_mask: bool, form: str) -> None:
+    """Raise what `initial_map` does for a start that does not fit the channels, the mask or the form."""
     if kind not in INITS:
         raise UnknownName(f"Unknown init {kind!r}. {suggest(kind, INITS)}")
     if kind in ("perm", "eye") and p != q:
         raise ShapeMismatch(f"init {kind!r} needs equal numbers of channels; front has {p}, end has {q}. Try 'ps_inv'.")
-    if mask is not None and kind not in ("ps_inv", "random", "ones-zeros"):
+    if has_mask and kind not in ("ps_inv", "random", "ones-zeros"):
         raise BadValue(
             f"init {kind!r} puts weights where the mask has none. With a mask choose 'ps_inv' (least squares within "
             "the mask), 'random' or 'ones-zeros'."

@@ -64,16 +64,18 @@ class StitchingRun(StitchingSettings):
 
 @dataclass(frozen=True)
 class Side:
-    """One network of a pair: how to get it, and what to call it in a row."""
+    """One network of a pair: how to get it, what to call it in a row, and one of the same shapes without training."""
 
     name: str
     get: Callable[[], nn.Module]
+    untrained: Callable[[], nn.Module]
 
 
 def network_pairs(p: StitchingRun, dataset: Dataset) -> list[tuple[int, Side, Side]]:
-    """(seed, front, end) for every pair of networks that the run stitches; nothing is trained or loaded yet.
+    """(seed, front, end) for every pair of networks that the run stitches; nothing is trained yet.
 
-    Raises BadValue where the numbers of front and end checkpoints do not fit.
+    Raises, before anything is trained, BadValue where the numbers of front and end checkpoints do not fit, and what
+    `Stitching` raises for these networks and layers.
     """
     fronts, ends = (_paths(text) for text in (p.front_checkpoint, p.end_checkpoint))
     given = max(len(fronts), len(ends))
@@ -84,10 +86,18 @@ def network_pairs(p: StitchingRun, dataset: Dataset) -> list[tuple[int, Side, Si
         )
     count = given if given > 1 else p.seeds
     around = max(count, 2)
-    return [
+    pairs = [
         (i, _side(p, dataset, p.front_model, fronts, i, i), _side(p, dataset, p.end_model, ends, i, (i + 1) % around))
         for i in range(count)
     ]
+    _rehearse(p, dataset, *pairs[0][1:])
+    return pairs
+
+
+def _rehearse(p: StitchingRun, dataset: Dataset, front: Side, end: Side) -> None:
+    """Let everything that does not fit be said before minutes go into training the networks."""
+    nets = front.untrained(), end.untrained()
+    Stitching(*nets, layer_pairs(p, *nets), dataset, p)
 
 
 def _paths(text: str) -> list[Path]:
@@ -102,12 +112,15 @@ def _side(p: StitchingRun, dataset: Dataset, model: str, paths: list[Path], inde
     facts = {"num_classes": dataset.num_classes, "in_channels": dataset.channels, "image_size": dataset.image_size}
     if paths:
         path = paths[index % len(paths)]
-        return Side(f"{model} {path.parent.name}/{path.stem}", lambda: load_network(build(model, **facts), path))
+        get = lambda: load_network(build(model, **facts).to(p.torch_dtype), path)  # noqa: E731
+        return Side(f"{model} {path.parent.name}/{path.stem}", get, get)
     if p.weights:
-        return Side(f"{model} {p.weights}", lambda: build(model, **facts, weights=p.weights))
+        get = lambda: build(model, **facts, weights=p.weights)  # noqa: E731
+        return Side(f"{model} {p.weights}", get, get)
     plan = p.train_plan(seed)
     keep = {"batch_size": p.train_batch_size, "augment": p.train_augment, "device": p.device}
-    return Side(f"{model} seed {seed}", lambda: trained(model, dataset, seed, plan=plan, **keep))
+    get = lambda: trained(model, dataset, seed, plan=plan, **keep)  # noqa: E731
+    return Side(f"{model} seed {seed}", get, lambda: build(model, **facts))
 
 
 def layer_pairs(p: StitchingRun, front_net: nn.Module, end_net: nn.Module) -> list[tuple[str, str]]:
@@ -121,6 +134,8 @@ def layer_pairs(p: StitchingRun, front_net: nn.Module, end_net: nn.Module) -> li
             raise CannotCut("The two networks share no name of a layer; name front_layer and end_layer.")
         return [(name, name) for name in both]
     fronts, ends = names(p.front_layer or p.layer), names(p.end_layer or p.layer)
+    if not (fronts and ends):
+        raise BadValue("no layer is named. Give layer a name, names joined by commas, or all.")
     if len(fronts) != len(ends):
         raise BadValue(f"{len(fronts)} front layers and {len(ends)} end layers make no pairs; give as many of both.")
     return list(zip(fronts, ends, strict=True))

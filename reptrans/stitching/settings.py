@@ -79,6 +79,11 @@ class StitchingSettings(Parameters):
         return names(self.direct, DIRECT)
 
     @property
+    def uses_rank(self) -> bool:
+        ranked = {"reduced rank", "sparse"} & set(self.direct_kinds)
+        return bool(ranked) or self.init in ("reduced-rank", "sparse") or self.form == "low rank"
+
+    @property
     def starts_from_least_squares(self) -> bool:
         return (self.init, self.mask, self.form) == ("ps_inv", "identity", "free")
 
