@@ -47,12 +47,13 @@ test: $(DONE)  ## unit tests, notebooks against their stored outputs, strict bui
 book: $(DONE)  ## the site, in _build/html
 	$(BIN)/jupyter-book build . --toc book/_toc.yml -W -n --keep-going
 
-# On the CPU, as the tests compare it; a notebook is replaced only after it ran to its end.
+# On the CPU and from nothing, as the tests compare it; a notebook is replaced only after it ran to its end.
 outputs: $(DONE)  ## run every notebook with its defaults and store its outputs
+	@rm -rf _build/outputs
 	@mkdir -p _build/outputs
 	@set -e; for nb in notebooks/*.ipynb; do \
 	  new="_build/outputs/$${nb##*/}"; \
-	  CUDA_VISIBLE_DEVICES= $(BIN)/papermill "$$nb" "$$new"; \
+	  CUDA_VISIBLE_DEVICES= REPTRANS_DATA=_build/outputs/data $(BIN)/papermill "$$nb" "$$new"; \
 	  $(BIN)/nbstripout $(STRIP) "$$new"; \
 	  mv "$$new" "$$nb"; \
 	done

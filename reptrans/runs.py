@@ -15,6 +15,7 @@ import json
 import math
 import platform
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -75,10 +76,17 @@ class Run:
             error.add_note(str(second))
 
     def checkpoint(self, name: str) -> Path:
-        """The path of checkpoint `name`; it depends on the parameters, so none is ever resumed with other ones."""
-        folder = self.folder / f"checkpoints-{self.key}"
+        """The path of checkpoint `name`, to go on from if this run is interrupted; `finish` removes them all.
+
+        It depends on the parameters and on this package's own code, so that nothing made by other ones is taken over.
+        """
+        folder = self._checkpoints
         self._make(folder)
         return folder / _file_name(name)
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.folder / f"checkpoints-{self.key}-{own_code()}"
 
     def rows(self, rows: pd.DataFrame, name: str = "rows") -> None:
         """Write rows as Parquet, CSV and JSON (a list of records; NaN and infinity, unknown to JSON, become null)."""
@@ -109,13 +117,15 @@ class Run:
         self._figures[name] = figure
 
     def finish(self, title: str, reading: str = "") -> None:
-        """Write `report.pdf` (parameters, environment, rows, figures) and set the status to finished.
+        """Write `report.pdf` (parameters, environment, rows, figures), set the status to finished, remove checkpoints.
 
-        `reading` says in words what the rows show; it stands below the title.
+        `reading` says in words what the rows show; it stands below the title. The same run started again begins anew.
         """
         facts = {"parameters": self.parameters, "environment": self._environment, "git": self._record["git"]}
         self._write("report.pdf", lambda path: write_report(path, title, reading, facts, self._rows, self._figures))
         self._update(status="finished", title=title, reading=reading, finished=_now())
+        if self._checkpoints.is_dir():
+            shutil.rmtree(self._checkpoints)
 
     def _first_record(self) -> dict[str, Any]:
         times = {"started": _now(), "finished": None}
@@ -164,6 +174,15 @@ def environment() -> dict[str, str | None]:
             versions[package] = None
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return versions | {"system": platform.system(), "cpu": _cpu(), "gpu": gpu}
+
+
+@functools.cache
+def own_code() -> str:
+    """8 hex digits that change whenever a file of this package does."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def git_state(folder: str | Path) -> dict[str, Any] | None:

@@ -214,3 +214,16 @@ def test_environment():
     found = environment()
     assert list(found) == ["python", "torch", "torchvision", "numpy", "reptrans", "system", "cpu", "gpu"]
     assert (found["torch"], found["numpy"]) == (torch.__version__, np.__version__)
+
+
+def test_checkpoints_last_until_the_run_is_finished(tmp_path, monkeypatch):
+    first = Run("try", {"a": 1}, folder=tmp_path)
+    path = first.checkpoint("net.safetensors")
+    path.write_bytes(b"x")
+    again = Run("try", {"a": 1}, folder=tmp_path)
+    assert again.checkpoint("net.safetensors") == path and path.is_file()
+    monkeypatch.setattr("reptrans.runs.own_code", lambda: "changed1")
+    assert not again.checkpoint("net.safetensors").exists()
+    monkeypatch.undo()
+    again.finish("Done")
+    assert not path.parent.exists()
