@@ -103,7 +103,7 @@ class Loader:
         else:
             for index in parts:
                 index = index.to(self.device)
-                yield index, images[index]
+                yield index, images.index_select(0, index)
 
     def _normalised(self, raw: Tensor, draws: augmentation.Draws) -> Tensor:
         if raw.dtype != torch.uint8:
