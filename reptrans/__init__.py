@@ -14,7 +14,8 @@ _HOMES = {
     "reptrans.layers": ("cuttable_layers", "end", "front", "layer_table", "record"),
     "reptrans.training": ("Plan", "evaluate", "fit", "predict", "train_classifier"),
     "reptrans.checkpoints": ("load_network", "trained"),
-    "reptrans.similarity": ("Moments", "linear_cka"),
+    "reptrans.similarity": ("MEASURES", "Moments", "compare", "linear_cka"),
+    "reptrans.extension": ("Hidden", "Outputs", "extend"),
     "reptrans.stitching": ("Stitch", "StitchedNetwork", "Stitching", "StitchingSettings", "direct_matching"),
     "reptrans.runs": ("Run",),
 }

@@ -1,6 +1,47 @@
-"""How alike two representations of the same examples are, streamed or at once."""
+"""How alike two representations of the same examples are, streamed or at once, and how alike two networks' answers.
 
-from reptrans.similarity.cka import linear_cka
+`MEASURES` lists what there is; each is a function of x (n, p) and y (n, q). `Moments` and `Grams` stream, `compare`
+runs two networks over the same images and gives all pairs of their layers.
+"""
+
+from reptrans.similarity.agreement import (
+    agreement,
+    churn,
+    cohen_kappa,
+    disagreement,
+    ensemble_accuracy,
+    error_consistency,
+    error_consistency_interval,
+    error_consistency_range,
+    error_ratio,
+    jensen_shannon,
+)
+from reptrans.similarity.cca import cca_mean, cca_r2, gulp, linear_r2, pwcca, svcca
+from reptrans.similarity.cka import debiased_cka, linear_cka, rbf_cka
+from reptrans.similarity.compare import compare
+from reptrans.similarity.distances import distance_correlation, rsa, rsm_frobenius, rsm_spectral
+from reptrans.similarity.fold import fold
+from reptrans.similarity.grams import Grams, minibatch_cka
+from reptrans.similarity.measures import MEASURES, Measure
 from reptrans.similarity.moments import Moments, channel_axis, channel_blocks
+from reptrans.similarity.neighbours import knn_jaccard, mutual_knn, rank_similarity, second_order_cosine
+from reptrans.similarity.shapes import (
+    aligned_cosine,
+    eigenspace_overlap,
+    hard_correlation_match,
+    permutation_angular,
+    permutation_euclid,
+    procrustes_angular,
+    procrustes_size_shape,
+    soft_correlation_match,
+)
 
-__all__ = ["Moments", "channel_axis", "channel_blocks", "linear_cka"]
+__all__ = [
+    "MEASURES", "Grams", "Measure", "Moments", "agreement", "aligned_cosine", "cca_mean", "cca_r2", "channel_axis",
+    "channel_blocks", "churn", "cohen_kappa", "compare", "debiased_cka", "disagreement", "distance_correlation",
+    "eigenspace_overlap", "ensemble_accuracy", "error_consistency", "error_consistency_interval",
+    "error_consistency_range", "error_ratio", "fold", "gulp", "hard_correlation_match", "jensen_shannon", "knn_jaccard",
+    "linear_cka", "linear_r2", "minibatch_cka", "mutual_knn", "permutation_angular", "permutation_euclid",
+    "procrustes_angular", "procrustes_size_shape", "pwcca", "rank_similarity", "rbf_cka", "rsa", "rsm_frobenius",
+    "rsm_spectral", "second_order_cosine", "soft_correlation_match", "svcca",
+]  # fmt: skip

@@ -1,28 +1,65 @@
-"""Linear centred kernel alignment of two representations held in memory."""
+"""Centred kernel alignment of two representations, biased and debiased, linear and Gaussian."""
 
+import torch
 from torch import Tensor
 
-from reptrans.errors import ShapeMismatch
+from reptrans.similarity.pair import Pair, of_moments, of_rows, products, u_centred
 
 
-def linear_cka(x: Tensor, y: Tensor) -> Tensor:
+@of_moments(dtype=None)
+def linear_cka(pair: Pair) -> Tensor:
     """Linear CKA of x (n, p) and y (n, q): rows are the same n examples.
 
         CKA = ‖Xᵀ Y‖²_F / (‖Xᵀ X‖_F ‖Yᵀ Y‖_F),   X, Y with column means removed
 
     Range [0, 1], 1 = alike. Invariant to rotation and to a common scale of the features; symmetric; differentiable.
-    This is the biased estimate: with many features and few examples it is high even for unrelated noise.
-    Computed by features or by examples, whichever is smaller, in the precision given.
-    Raises ShapeMismatch for unequal numbers of examples.
+    This is the biased estimate: with many features and few examples it is high even for unrelated noise, n examples of
+    d independent features each giving d / (n + d) on average. Computed in the precision given, for use as a loss.
+    Raises ShapeMismatch, BadData; NaN for constant features.
     Source: Kornblith et al. 2019, equation 8 with the linear kernel.
     """
-    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
-        raise ShapeMismatch(
-            f"linear_cka needs (n, p) and (n, q) with the same n examples; given {tuple(x.shape)} and "
-            f"{tuple(y.shape)}. Fold maps first, with flatten(1) say."
-        )
-    x, y = x - x.mean(0), y - y.mean(0)
-    if len(x) <= max(x.shape[1], y.shape[1]):
-        k, l = x @ x.T, y @ y.T  # noqa: E741  K and L are the field's names
-        return (k * l).sum() / (k.norm() * l.norm())
-    return (x.T @ y).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm())
+    return _ratio(*pair.alignment(debiased=False))
+
+
+@of_moments(dtype=None)
+def debiased_cka(pair: Pair) -> Tensor:
+    """Linear CKA with U-centred Grams, whose products estimate HSIC without bias.
+
+    Range [-1, 1], 1 = alike; near 0 for unrelated noise, below 0 as often as above. Minimising it as a loss drives it
+    below 0: use its square. Precision and errors as for `linear_cka`.
+    Source: Nguyen et al. 2021, equation 3, with all examples as one batch; U-centring of Székely and Rizzo 2014.
+    """
+    return _ratio(*pair.alignment(debiased=True))
+
+
+@of_rows
+def rbf_cka(x: Tensor, y: Tensor, bandwidth: float = 1.0, debiased: bool = False) -> Tensor:
+    """CKA with Gaussian kernels exp(-d² / (2 t² median d²)), t = `bandwidth`, the median over all n² squared distances.
+
+    Range [0, 1], debiased [-1, 1]; 1 = alike. A wide kernel (t = 100) gives linear CKA. Memory n².
+    Source: Kornblith et al. 2019, section 3, and their code for the median.
+    """
+    k, l = (_gaussian(v, bandwidth) for v in (x, y))  # noqa: E741
+    if debiased:
+        k, l = u_centred(k), u_centred(l)  # noqa: E741
+    else:
+        k, l = (m - m.mean(0) - m.mean(1, keepdim=True) + m.mean() for m in (k, l))  # noqa: E741
+    return _ratio(*products(k, l))
+
+
+def _gaussian(x: Tensor, bandwidth: float) -> Tensor:
+    squared = squared_distances(x)
+    middle = [squared.flatten().kthvalue((len(x) ** 2 + more) // 2).values for more in (1, 2)]
+    return torch.exp(-squared / (bandwidth**2 * sum(middle)))
+
+
+def squared_distances(x: Tensor) -> Tensor:
+    """(n, n) squared Euclidean distances between the rows of x; exactly 0 with themselves."""
+    x = x - x.mean(0)
+    norms = x.square().sum(1)
+    squared = (norms[:, None] + norms - 2 * (x @ x.T)).clamp_min(0)
+    return squared - torch.diag(squared.diagonal())
+
+
+def _ratio(kl: Tensor, kk: Tensor, ll: Tensor) -> Tensor:
+    return kl / (kk.sqrt() * ll.sqrt())

@@ -2,11 +2,14 @@
 closed forms of the project (least squares, Procrustes, assignment, R², CKA of channels, …)."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from reptrans.errors import BadData, ShapeMismatch
+from reptrans.errors import BadData, BadValue, ShapeMismatch
+from reptrans.similarity.pair import LEAST, unbiased
+from reptrans.similarity.spectrum import Spectrum
 
 
 def channel_axis(shape: Sequence[int]) -> int:
@@ -40,13 +43,25 @@ class Moments:
     `xx` (p, p), `xy` (p, q), `yy` (q, q). Exact: sums run in float64 around the first samples' mean, so that no digits
     are lost to large means; the order and size of batches do not matter beyond rounding.
     Memory is (p + q)² numbers, whatever N is.
+
+    With lists of widths for p and q, features are those of several layers side by side; `pair(i, j)` has the moments
+    of two of them. `debiased` also keeps sums of squared norms times features, of fourth order, for the exact
+    debiased CKA.
     """
 
-    def __init__(self, p: int, q: int, device: torch.device | str = "cpu"):
-        self.p, self.q, self.count = p, q, 0
+    def __init__(
+        self, p: int | Sequence[int], q: int | Sequence[int], device: torch.device | str = "cpu", debiased: bool = False
+    ):
+        self._widths = [[w] if isinstance(w, int) else list(w) for w in (p, q)]
+        self.p, self.q = (sum(widths) for widths in self._widths)
+        p, q, self.count = self.p, self.q, 0
         self._shift: Tensor | None = None
         self._sum = torch.zeros(p + q, dtype=torch.float64, device=device)
         self._product = torch.zeros(p + q, p + q, dtype=torch.float64, device=device)
+        layers = sum(map(len, self._widths))
+        # Σ r zᵀ and Σ r rᵀ with the squared norms r of each layer's part of z.
+        self._third = torch.zeros(layers, p + q, dtype=torch.float64, device=device) if debiased else None
+        self._fourth = torch.zeros(layers, layers, dtype=torch.float64, device=device) if debiased else None
 
     @torch.no_grad()
     def update(self, x: Tensor, y: Tensor) -> "Moments":
@@ -75,10 +90,14 @@ class Moments:
         self._sum += total
         self._product.addmm_(z, z.T)
         self.count += z.shape[1]
+        if self._third is not None:
+            norms = torch.stack([part.square().sum(0) for part in z.split(sum(self._widths, []))])
+            self._third.addmm_(norms, z.T)
+            self._fourth.addmm_(norms, norms.T)
 
     def merge(self, other: "Moments") -> "Moments":
         """Add all that `other` has seen; as if its batches had been given here."""
-        if (self.p, self.q) != (other.p, other.q):
+        if self._widths != other._widths:
             raise ShapeMismatch(
                 f"Moments of ({self.p}, {self.q}) and of ({other.p}, {other.q}) features cannot be merged."
             )
@@ -86,12 +105,63 @@ class Moments:
             return self
         if self._shift is None:
             self._shift = other._shift.clone()
-        d, n = other._shift - self._shift, other.count
-        cross = torch.outer(other._sum, d)
-        self._product += other._product + cross + cross.T + n * torch.outer(d, d)
-        self._sum += other._sum + n * d
-        self.count += n
+        moved = other._moved(other._shift - self._shift)
+        if self._third is not None:
+            if other._third is None:
+                raise BadValue("Moments without debiased=True cannot be merged into some with it.")
+            self._third += moved[2]
+            self._fourth += moved[3]
+        self._sum += moved[0]
+        self._product += moved[1]
+        self.count += other.count
         return self
+
+    def _moved(self, d: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The sums of first to fourth order if `d` (p + q,) were added to all samples."""
+        n, s, product = self.count, self._sum, self._product
+        cross = torch.outer(s, d)
+        second = product + cross + cross.T + n * torch.outer(d, d)
+        if self._third is None:
+            return s + n * d, second, None, None
+        each = torch.block_diag(*[v[None] for v in d.split(sum(self._widths, []))])
+        squared, norms = each.square().sum(1), self._norms(product)
+        shifted = norms + 2 * each @ s + n * squared
+        third = self._third + 2 * each @ product + torch.outer(squared, s) + torch.outer(shifted, d)
+        # r becomes r + 2 each z + squared
+        half = 2 * self._third @ each.T + torch.outer(norms + 2 * each @ s, squared)
+        fourth = self._fourth + half + half.T + 4 * each @ product @ each.T + n * torch.outer(squared, squared)
+        return s + n * d, second, third, fourth
+
+    def _norms(self, product: Tensor) -> Tensor:
+        """Σ r, for each layer."""
+        return torch.stack([part.sum() for part in product.diagonal().split(sum(self._widths, []))])
+
+    def pair(self, i: int, j: int) -> "Moments":
+        """The moments of layer i of x and layer j of y alone."""
+        layers = [i, len(self._widths[0]) + j]
+        places = torch.arange(self.p + self.q, device=self._sum.device).split(sum(self._widths, []))
+        index = torch.cat([places[layer] for layer in layers])
+        chosen = Moments(len(places[layers[0]]), len(places[layers[1]]), self._sum.device)
+        chosen.count, chosen._sum, chosen._product = self.count, self._sum[index], self._product[index[:, None], index]
+        chosen._shift = None if self._shift is None else self._shift[index]
+        if self._third is not None:
+            chosen._third, chosen._fourth = self._third[layers][:, index], self._fourth[layers][:, layers]
+        return chosen
+
+    def value(self, measure: str, **options) -> Tensor:
+        """A measure of MEASURES that needs no more than moments, such as "cca_mean" or "debiased_cka".
+
+        As the function of that name gives for all samples at once; `options` are the function's. NaN where one side
+        does not vary. Raises UnknownName; BadValue for a measure that needs the rows; BadData for fewer than 4 samples.
+        """
+        from reptrans.similarity.measures import find  # the table imports the measures, and they this file's face
+
+        record = find(measure)
+        if record.needs != "moments":
+            raise BadValue(f"{measure} cannot be told from moments, it needs {record.needs}; call it on the rows.")
+        if self.count < LEAST:
+            raise BadData(f"{measure} needs at least {LEAST} examples; given {self.count}.")
+        return record.function.on(_Centred(self), **options)
 
     @property
     def _mean(self) -> Tensor:
@@ -144,3 +214,38 @@ class Moments:
             raise ShapeMismatch(
                 f"These moments are of ({self.p}, {self.q}) features; a batch of ({x.shape[1]}, {y.shape[1]}) came."
             )
+
+
+class _Centred:
+    """What measures ask of a pair, computed once from moments."""
+
+    def __init__(self, moments: Moments):
+        p, self.count, self._moments = moments.p, moments.count, moments
+        covariance = moments._covariance
+        # What a constant feature leaves of its rounded mean is no variance.
+        varies = covariance.diagonal() > (8 * torch.finfo(torch.float64).eps * moments._shift).square()
+        covariance = covariance * torch.outer(varies, varies)
+        self.xx, self.xy, self.yy = covariance[:p, :p], covariance[:p, p:], covariance[p:, p:]
+        self.constant = not (varies[:p].any() and varies[p:].any())
+
+    @property
+    def nuclear(self) -> Tensor:
+        return torch.linalg.svdvals(self.xy).sum()
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        return Spectrum.of_moments(self.count, self.xx, self.xy, self.yy)
+
+    def alignment(self, debiased: bool) -> tuple[Tensor, Tensor, Tensor]:
+        n, blocks = self.count, (self.xy, self.xx, self.yy)
+        squares = [block.square().sum() * n**2 for block in blocks]
+        if not debiased:
+            return tuple(squares)
+        if self._moments._fourth is None:
+            raise BadValue("Debiased CKA needs Moments(..., debiased=True), which keeps what it takes.")
+        fourth = self._moments._moved(-self._moments._mean)[3]
+        norms = n * self.xx.trace(), n * self.yy.trace()
+        return tuple(
+            unbiased(n, square, norms[i], norms[j], fourth[i, j])
+            for square, (i, j) in zip(squares, ((0, 1), (0, 0), (1, 1)), strict=True)
+        )

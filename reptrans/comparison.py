@@ -1,0 +1,151 @@
+"""The experiment of the similarity notebook: the layers of pairs of networks measured, and stitched beside it."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import pandas as pd
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from reptrans.data import Dataset, Loader
+from reptrans.layers import cuttable_layers, front
+from reptrans.notebook import Parameters, names
+from reptrans.similarity import MEASURES, Measure, agreement, compare, debiased_cka, fold, linear_cka
+from reptrans.similarity.measures import find
+from reptrans.stitching import StitchingRun, network_pairs
+from reptrans.training import pick_device, predict
+
+
+class SimilarityRun(Parameters):
+    """Two networks, or several pairs of them, and how their layers are compared.
+
+    Networks and data as in StitchingRun. `layers`: names joined by commas, or all that both networks can be cut at.
+    `measures`: names in MEASURES; the first is the heat map's. `fold`: see `similarity.fold`. `images`: test images to
+    compare on. `epochs`: of the stitches trained beside it, 0 for least squares alone.
+    """
+
+    dataset: str = "digits"
+    image_size: int = Field(32, ge=0)
+    limit: int = Field(0, ge=0)
+    normalise: str = ""
+    front_model: str = "tiny10"
+    end_model: str = "tiny10"
+    front_checkpoint: str = ""
+    end_checkpoint: str = ""
+    layers: str = "bn1,bn2,bn3,bn4,bn5,bn6,bn7,bn8"
+    measures: str = "debiased_cka,linear_cka,procrustes_angular,cca_mean,linear_r2,rsa,mutual_knn"
+    fold: Literal["pixels", "flatten", "pool", "tokens"] = "pool"
+    images: int = Field(500, ge=4)
+    seeds: int = Field(3, ge=1)
+    epochs: int = Field(0, ge=0)
+    train_epochs: int = Field(4, ge=1)
+    dtype: Literal["float32", "float64"] = "float64"
+    device: str = "auto"
+
+    @field_validator("measures")
+    @classmethod
+    def _are_known(cls, text: str) -> str:
+        for name in names(text):
+            find(name)
+        return text
+
+    def stitching(self, layer: str) -> StitchingRun:
+        """The same networks and data, to be stitched at `layer` by least squares, and trained if `epochs` says so."""
+        same = self.model_dump(exclude={"layers", "measures", "fold", "images"})
+        return StitchingRun(**same, layer=layer, direct="least squares", cka_images=self.images)
+
+    def load(self) -> Dataset:
+        return self.stitching("all").load()
+
+
+def each_pair(p: SimilarityRun, dataset: Dataset) -> Iterator[tuple[int, nn.Module, nn.Module, list[str], Loader]]:
+    """(seed, front network, end network, layers, loader of the test images) for every pair of networks."""
+    device, dtype = pick_device(p.device), getattr(torch, p.dtype)
+    first = ",".join(names(p.layers)[:1])
+    for seed, front_side, end_side in network_pairs(p.stitching(first), dataset):
+        nets = [side.get().to(device, dtype).eval() for side in (front_side, end_side)]
+        both = [name for name in cuttable_layers(nets[0]) if name in set(cuttable_layers(nets[1]))]
+        layers = names(p.layers, both) if p.layers == "all" else names(p.layers)
+        loader = dataset.loader("test", 100, device=device, dtype=dtype)
+        few = dataset.test.limit(max(1, p.images // dataset.num_classes))
+        yield seed, *nets, layers, loader.over(few)
+
+
+def heat_maps(p: SimilarityRun, dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The first measure for all pairs of layers: within the first front network, and between the first pair."""
+    _, front_net, end_net, layers, loader = next(each_pair(p, dataset))
+    measure = names(p.measures)[0]
+    within, between = (
+        compare(front_net, other, loader, layers, layers, measure, p.fold) for other in (front_net, end_net)
+    )
+    return within.rename_axis(index="front", columns="front"), between.rename_axis(index="front", columns="end")
+
+
+def same_layers(p: SimilarityRun, dataset: Dataset) -> pd.DataFrame:
+    """Every measure between the same layer of both networks: rows of seed, layer, measure, value, alike."""
+    rows = []
+    for seed, front_net, end_net, layers, loader in each_pair(p, dataset):
+        sides = [_folded(net, layers, loader, p.fold) for net in (front_net, end_net)]
+        for measure in (MEASURES[name] for name in names(p.measures)):
+            for name in layers:
+                value = float(measure.function(sides[0][name], sides[1][name]))
+                rows.append(
+                    {"seed": seed, "layer": name, "measure": measure.name, "value": value, "alike": measure.alike}
+                )
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def _folded(net: nn.Module, layers: list[str], loader: Loader, how: str) -> dict[str, Tensor]:
+    """The activations of every layer for all of the loader's images, folded into rows."""
+    part, found = front(net, layers), {name: [] for name in layers}
+    for batch in loader:
+        for name, activations in part(batch.images).items():
+            found[name].append(fold(activations, how).double())
+    return {name: torch.cat(pieces) for name, pieces in found.items()}
+
+
+def predictions(p: SimilarityRun, dataset: Dataset) -> pd.DataFrame:
+    """How alike the pairs of networks answer, on all test images: see `similarity.agreement`."""
+    rows = []
+    for seed, front_net, end_net, _, loader in each_pair(p, dataset):
+        whole = loader.over(dataset.test)
+        (a, labels), (b, _) = predict(front_net, whole), predict(end_net, whole)
+        rows.append({"seed": seed} | agreement(a, b, labels, seed=seed))
+    return pd.DataFrame(rows)
+
+
+def ignores(measure: Measure, change: str) -> str:
+    """Whether a change leaves the measure as it is: "yes" of either side, "second" of the second alone, or nothing."""
+    return "yes" if change in measure.invariances else "second" if change in measure.y_only else ""
+
+
+def noise_trap(examples: int = 50, features: tuple[int, ...] = (5, 10, 20, 50, 100, 200, 500), seeds: int = 5):
+    """CKA of independent Gaussian noise, biased and debiased: rows of features, seed, kind, cka.
+
+    Nothing is shared, and yet the biased estimate is about d / (n + d) for d features of n examples.
+    """
+    rows = []
+    for d in features:
+        for seed in range(seeds):
+            generator = torch.Generator().manual_seed(1000 * d + seed)
+            x, y = torch.randn(2, examples, d, generator=generator, dtype=torch.float64)
+            for kind, cka in (("biased", linear_cka), ("debiased", debiased_cka)):
+                rows.append({"features": d, "seed": seed, "kind": kind, "cka": cka(x, y).item()})
+        rows.append({"features": d, "seed": 0, "kind": "d / (n + d)", "cka": d / (examples + d)})
+    return pd.DataFrame(rows)
+
+
+def rank_agreement(values: pd.DataFrame, accuracy: pd.Series) -> pd.DataFrame:
+    """Spearman correlation over layers of each measure with `accuracy` (by layer), for every seed.
+
+    Distances are turned round, so that 1 always says: the more alike, the better stitched. `accuracy` is indexed by
+    (seed, layer).
+    """
+    rows = []
+    for (seed, measure), group in values.groupby(["seed", "measure"], sort=False):
+        sign = 1 if group["alike"].iloc[0] == "high" else -1
+        pair = pd.DataFrame({"m": sign * group.set_index("layer")["value"], "a": accuracy.loc[seed]})
+        rows.append({"seed": seed, "measure": measure, "rank_correlation": pair.rank().corr().loc["m", "a"]})
+    return pd.DataFrame(rows)

@@ -1,0 +1,36 @@
+"""Train a network that knows something else than the old ones: at its input, its output, or in between.
+
+`Hidden`, `Outputs` and `ThroughLens` are objectives for `fit`, over any network by layer names; `extend` trains a whole
+sequence and reports.
+"""
+
+from reptrans.extension.condition import Beside, Condition, reverse_gradient
+from reptrans.extension.conflict import alternating, pcgrad
+from reptrans.extension.experiment import ExtensionRun, extend_all
+from reptrans.extension.hidden import MODES, Hidden, half_cosine
+from reptrans.extension.lens import Lens, LensTraining, ThroughLens, lensed
+from reptrans.extension.losses import hidden_losses
+from reptrans.extension.output import OUTPUT_LOSSES, Outputs
+from reptrans.extension.sequence import Extended, extend
+
+__all__ = [
+    "MODES",
+    "OUTPUT_LOSSES",
+    "Beside",
+    "Condition",
+    "Extended",
+    "ExtensionRun",
+    "Hidden",
+    "Lens",
+    "LensTraining",
+    "Outputs",
+    "ThroughLens",
+    "alternating",
+    "extend",
+    "extend_all",
+    "half_cosine",
+    "hidden_losses",
+    "lensed",
+    "pcgrad",
+    "reverse_gradient",
+]

@@ -1,0 +1,245 @@
+"""The intermediate category: make hidden layers of a new network unlike (or like) those of old ones."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reptrans.errors import BadValue, ShapeMismatch, UnknownName, suggest
+from reptrans.extension.approximator import approximator, as_maps, from_maps, resized
+from reptrans.extension.condition import Condition, check_numbers, labelled, reverse_gradient
+from reptrans.extension.losses import hidden_losses
+from reptrans.layers import end, front, record
+from reptrans.training import evaluating
+
+MODES = ("extension", "reversal", "subtraction", "unusable")
+
+
+class Hidden(Condition):
+    """Knowledge Extension of old networks, or with `sign=1` distillation of their features, at named layers.
+
+    With z the new activations, a = A(old activations) their approximation and sg the stop-gradient, in mode
+
+        "extension"    w_ce CE + w_sim S_a(sg z, a) + w_dis S_n(z, sg a)
+        "reversal"     w_ce CE + w_sim S_a(old, A(GRL z)), the gradient reversed and times w_dis
+        "subtraction"  w_ce CE(z - sg a goes on in place of z) + w_sim S_a(sg z, a)
+        "unusable"     w_ce CE + w_sim CE(tail of the old network(A(GRL z))), the gradient reversed and times w_dis
+
+    S_n and S_a are the two sides of `loss` (see `hidden_losses`); with sign 1, S_n is S_a and nothing is reversed. One
+    backward pass serves all. The last two modes' adversary has no lower bound, as is usual for reversed gradients.
+
+    Arguments: `layers`, names, or {new layer: old layer}; `example`, images that the shapes are learned from;
+    `depth`, `kernel` of the approximators (None: depth 0 for lin_cka and l2_rel_rep in mode "extension", else 1);
+    `aggregate`, one approximator for all old networks' channels together, else one for each, and the mean;
+    `start`, share of the training before w_dis acts, `ramp`, share over which it then grows along half a cosine;
+    `alpha`, `top` as in `hidden_losses`; `seed` of the approximators. Old maps of another size are resized to the new
+    ones (new to old in mode "unusable"). Terms are means over layers.
+    Raises LayerNotFound, UnknownName, BadValue, ShapeMismatch, CannotCut ("unusable").
+    Source: Wald et al. 2023, authors' code. Deviations: start and ramp are shares of the training, not epochs and
+    10,000 steps; lin_cka without approximator is the default.
+    """
+
+    def __init__(
+        self,
+        new: nn.Module,
+        olds: Sequence[nn.Module],
+        layers: str | Sequence[str] | dict[str, str],
+        loss: str = "lin_cka",
+        *,
+        example: Tensor,
+        mode: str = "extension",
+        sign: int = -1,
+        depth: int | None = None,
+        kernel: int = 1,
+        aggregate: bool = True,
+        w_ce: float = 1.0,
+        w_sim: float = 1.0,
+        w_dis: float = 1.0,
+        start: float = 0.0,
+        ramp: float = 0.0,
+        alpha: float = 1.0,
+        top: int = 1000,
+        seed: int = 0,
+    ):
+        layers = {layers: layers} if isinstance(layers, str) else layers
+        pairs = dict(layers) if isinstance(layers, dict) else {name: name for name in layers}
+        _check(pairs, loss, mode, sign)
+        check_numbers(w_ce=w_ce, w_sim=w_sim, w_dis=w_dis, start=start, ramp=ramp)
+        check_numbers(1e-6, alpha=alpha, top=top)
+        if depth is None:
+            depth = 0 if mode == "extension" and loss in ("lin_cka", "l2_rel_rep") else 1
+        chosen = {
+            "layers": pairs, "loss": loss, "mode": mode, "sign": sign, "depth": depth, "kernel": kernel,
+            "aggregate": aggregate, "w_ce": w_ce, "w_sim": w_sim, "w_dis": w_dis, "start": start, "ramp": ramp,
+            "alpha": alpha, "top": top, "seed": seed,
+        }  # fmt: skip
+        super().__init__(new, olds, example, chosen)
+        self.layers, self.loss = pairs, hidden_losses(alpha, top)[loss]
+        self._fronts = tuple(front(old, list({own_name(old, o) for o in pairs.values()})) for old in self.olds)
+        if mode == "unusable":
+            self._tails = [{n: end(old, o, example=example) for n, o in pairs.items()} for old in self.olds]
+        with evaluating(new), torch.no_grad():
+            seen = [run(example) for run in self._fronts]
+            self._ndims = [{n: each[own_name(old, o)].ndim for n, o in pairs.items()}
+                           for old, each in zip(self.olds, seen, strict=True)]  # fmt: skip
+            self._build(self._new_activations(example)[1], self._old_activations(example))
+
+    def forward(self, batch, progress: float = 0.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Terms and figures of a batch, `progress` in [0, 1) being the share of the training done."""
+        s = self.settings
+        olds = self._old_activations(batch.images)
+        logits, new = (self._subtracted if s["mode"] == "subtraction" else self._new_activations)(batch.images, olds)
+        terms, figures = labelled(logits, batch.labels, s["w_ce"])
+        force = s["w_dis"] * half_cosine(progress, s["start"], s["ramp"])
+        with torch.autocast(logits.device.type, enabled=False):
+            if s["mode"] in ("extension", "subtraction"):
+                return self._min_max(new, olds, force, terms, figures)
+            found = [self._adversary(name, new[name], olds[name], force, batch.labels) for name in self.layers]
+        return terms | {s["mode"]: s["w_sim"] * _mean(found)}, figures
+
+    def predictor(self) -> nn.Module:
+        return Subtracted(self) if self.settings["mode"] == "subtraction" else self.new
+
+    def approximations(self, name: str, olds: list[Tensor], size: tuple[int, int]) -> list[Tensor]:
+        """What stands for the old activations at the new layer `name`: one (n, c, h, w), or one for each network."""
+        chains = self.approximators[_key(name)]
+        return [a(old) for a, old in zip(chains, self._gathered(olds, size), strict=True)]
+
+    def _min_max(self, new: dict, olds: dict, force: float, terms: dict, figures: dict) -> tuple[dict, dict]:
+        s, approximate, moving, alike = self.settings, [], [], {}
+        side = self.loss.new if s["sign"] < 0 else self.loss.approximator
+        for name, z in new.items():
+            close = self.approximations(name, olds[name], z.shape[2:])
+            approximate += [self.loss.approximator(z.detach(), a) for a in close if s["depth"]]
+            each = [side(z, a.detach()) for a in close] if s["mode"] == "extension" else []
+            moving += each
+            alike |= {f"{'alike' if s['sign'] < 0 else 'apart'}_{name}": _mean(each).detach()} if each else {}
+        terms = terms | ({"approximation": s["w_sim"] * _mean(approximate)} if approximate else {})
+        return terms | ({"extension": force * _mean(moving)} if moving else {}), figures | alike
+
+    def _adversary(self, name: str, z: Tensor, olds: list[Tensor], force: float, labels: Tensor) -> Tensor:
+        z = reverse_gradient(z, -self.settings["sign"] * force)
+        heads = self.approximators[_key(name)]
+        if self.settings["mode"] == "reversal":
+            olds = self._gathered(olds, z.shape[2:])
+            return _mean([self.loss.approximator(old, head(z)) for head, old in zip(heads, olds, strict=True)])
+        _ = self.olds  # back to eval mode, for the tails share their modules
+        found = []
+        for head, old, tail, ndims in zip(heads, olds, self._tails, self._ndims, strict=True):
+            inner = head(resized(z, old.shape[2:]))
+            found.append(F.cross_entropy(tail[name](from_maps(inner, ndims[name])), labels))
+        return _mean(found)
+
+    def _gathered(self, olds: list[Tensor], size: tuple[int, int]) -> list[Tensor]:
+        """Old maps at the new size; with aggregate their channels side by side, as one."""
+        olds = [resized(old, size) for old in olds]
+        return [torch.cat(olds, 1)] if self.settings["aggregate"] else olds
+
+    def _new_activations(self, images: Tensor, _: object = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """(logits, {layer: activations as maps}) of the new network."""
+        with record(self.new, list(self.layers), clone=True, detach=False) as seen:
+            logits = self.new(images)
+        return logits, {name: as_maps(seen[name], name) for name in self.layers}
+
+    def _old_activations(self, images: Tensor) -> dict[str, list[Tensor]]:
+        """{new layer: activations of each old network as maps}."""
+        _ = self.olds  # back to eval mode, for the fronts share their modules
+        with torch.no_grad():
+            seen = [run(images) for run in self._fronts]
+        named = list(zip(self._olds, seen, strict=True))
+        return {n: [as_maps(each[own_name(old, o)], o) for old, each in named] for n, o in self.layers.items()}
+
+    def _subtracted(self, images: Tensor, olds: dict[str, list[Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(logits with the approximation taken off at every layer, {layer: activations before that})."""
+        new = {}
+
+        def taking_off(name: str):
+            def hook(module, inputs, output):
+                new[name] = z = as_maps(output, name).clone()
+                with torch.autocast(z.device.type, enabled=False):
+                    close = _mean(self.approximations(name, olds[name], z.shape[2:])).detach()
+                return output - from_maps(close, output.ndim).to(output.dtype)
+
+            return hook
+
+        with _hooks({self.new.get_submodule(name): taking_off(name) for name in self.layers}):
+            return self.new(images), new
+
+    def _build(self, new: dict[str, Tensor], olds: dict[str, list[Tensor]]) -> None:
+        s, self.approximators = self.settings, nn.ModuleDict()
+        backwards = s["mode"] in ("reversal", "unusable")
+        if s["mode"] != "extension" and s["depth"] == 0:
+            raise BadValue(f"depth is 0, but mode {s['mode']!r} needs an approximator. Choose depth=1.")
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(s["seed"])
+            for name, z in new.items():
+                widths = [old.shape[1] for old in olds[name]]
+                widths = [sum(widths)] if s["aggregate"] and s["mode"] != "unusable" else widths
+                self._check_widths(name, z.shape[1], widths)
+                ways = [(z.shape[1], w) if backwards else (w, z.shape[1]) for w in widths]
+                chains = nn.ModuleList(approximator(*way, s["depth"], s["kernel"]) for way in ways)
+                self.approximators[_key(name)] = chains.to(z.device, z.dtype)
+
+    def _check_widths(self, name: str, width: int, others: list[int]) -> None:
+        if self.settings["depth"] == 0 and self.loss.per_channel and any(w != width for w in others):
+            raise ShapeMismatch(
+                f"layer {name!r} has {width} channels, the old activations {' and '.join(map(str, others))}, and "
+                f"{self.settings['loss']} compares channel by channel. Choose depth=1 for an approximator, or lin_cka."
+            )
+
+
+class Subtracted(nn.Module):
+    """The network `new` with the approximation of the old ones taken off its activations."""
+
+    def __init__(self, condition: Hidden):
+        super().__init__()
+        self.new, self.condition = condition.new, condition
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.condition._subtracted(images, self.condition._old_activations(images))[0]
+
+
+def own_name(net: nn.Module, name: str) -> str:
+    """The name that a layer of the trained network has in `net`, which may be wrapped."""
+    return f"new.{name}" if isinstance(net, Subtracted) else name
+
+
+def half_cosine(progress: float, start: float, ramp: float) -> float:
+    """0 before `start`, (1 - cos(pi (progress - start) / ramp)) / 2 over the next `ramp`, then 1."""
+    if progress < start:
+        return 0.0
+    return 1.0 if progress >= start + ramp else (1 - math.cos(math.pi * (progress - start) / ramp)) / 2
+
+
+@contextmanager
+def _hooks(chosen: dict) -> Iterator[None]:
+    # First in line, so that whoever records the layer sees what goes on from it.
+    handles = [module.register_forward_hook(hook, prepend=True) for module, hook in chosen.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")  # a ModuleDict takes no dots
+
+
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    return sum(values) / len(values)
+
+
+def _check(layers: dict[str, str], loss: str, mode: str, sign: int) -> None:
+    if not layers:
+        raise BadValue("layers is empty; name one layer at least, one from the middle of the network, say.")
+    for what, given, possible in (("loss", loss, hidden_losses()), ("mode", mode, MODES)):
+        if given not in possible:
+            raise UnknownName(f"there is no {what} {given!r} of hidden layers. {suggest(given, possible)}")
+    if sign not in (-1, 1):
+        raise BadValue(f"sign is {sign!r}; it must be -1 (away from the old networks) or 1 (towards them).")
+    if sign == 1 and mode == "subtraction":
+        raise BadValue("sign is 1, but mode 'subtraction' only takes the old features away. Choose mode='extension'.")

@@ -1,0 +1,186 @@
+"""The output category: make a new network's answers unlike those of old ones."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reptrans.errors import BadValue, ShapeMismatch, UnknownName, suggest
+from reptrans.extension.condition import Condition, check_numbers, labelled
+from reptrans.extension.conflict import alternating, parameters_before, pcgrad
+
+STEPS = ("together", "pcgrad", "alternating")
+
+
+def inverted_cross_entropy(new: Tensor, olds: list[Tensor], labels: Tensor, temperature: float = 1.0) -> Tensor:
+    """Mean cross-entropy (nats, >= 0) over the k - 1 wrong classes against the old distribution turned upside down.
+
+    With q the old networks' mean probabilities among the wrong classes (softmax of logits / temperature), the target
+    is (1 - q) / (k - 2); the right class has no part in it, so that the task is not fought.
+    """
+    return _inverted(new, olds, labels, temperature).mean()
+
+
+def inverted_where_both_wrong(new: Tensor, olds: list[Tensor], labels: Tensor) -> Tensor:
+    """The same, only at examples that the new network and the old ensemble both have wrong; 0 where there is none."""
+    wrong = (new.argmax(1) != labels) & (_mean_probabilities(olds).argmax(1) != labels)
+    return torch.where(wrong, _inverted(new, olds, labels, 1.0), 0).sum() / wrong.sum().clamp_min(1)
+
+
+def logit_cosine(new: Tensor, olds: list[Tensor], labels: Tensor) -> Tensor:
+    """Mean cosine of the logits, in [-1, 1]."""
+    return sum(F.cosine_similarity(new, old, dim=1).mean() for old in olds) / len(olds)
+
+
+def wrong_class_cosine(new: Tensor, olds: list[Tensor], labels: Tensor) -> Tensor:
+    """Mean cosine of the probabilities of the wrong classes, in [0, 1].
+
+    Deviation: each vector is divided by its own norm (the authors' code divides the old one by the new one's).
+    """
+    mine = _wrong(new, labels).softmax(1)
+    return sum(F.cosine_similarity(mine, _wrong(old, labels).softmax(1), dim=1).mean() for old in olds) / len(olds)
+
+
+def adaptive_diversity(
+    new: Tensor, olds: list[Tensor], labels: Tensor, entropy: float = 2.0, volume: float = 0.5, eps: float = 1e-6
+) -> Tensor:
+    """-entropy H(mean p) - volume log det(M'M + eps I), M: unit vectors of wrong-class probabilities, one per network.
+
+    Bounded: H in [0, log k], the determinant in [eps^m, (1 + eps)^m] for m networks. Needs m <= k - 1 to move.
+    Source: Pang et al. 2019 (ADP), equations 3 to 5, weights of their experiments; old networks without gradients.
+    """
+    unit = torch.stack([F.normalize(_wrong(v, labels).softmax(1), dim=1) for v in (new, *olds)], 1)
+    gram = unit @ unit.mT + eps * torch.eye(unit.shape[1], dtype=unit.dtype, device=unit.device)
+    return entropy * ensemble_entropy(new, olds, labels) - volume * torch.linalg.slogdet(gram).logabsdet.mean()
+
+
+def ensemble_entropy(new: Tensor, olds: list[Tensor], labels: Tensor) -> Tensor:
+    """Minus the entropy (nats) of the mean of all networks' probabilities, in [-log k, 0]."""
+    return -_entropy(_mean_probabilities([new, *olds])).mean()
+
+
+def focal_ensemble_entropy(new: Tensor, olds: list[Tensor], labels: Tensor, gamma: float = 2.0) -> Tensor:
+    """Minus the entropy weighted with (1 - p_label)^gamma, where the ensemble is unsure of the label, in [-log k, 0].
+
+    The weight has no gradient: otherwise being wrong would pay. Deviation: the authors' sign makes entropy smaller.
+    """
+    p = _mean_probabilities([new, *olds])
+    weight = (1 - p.gather(1, labels[:, None])[:, 0]).detach().clamp_min(0) ** gamma
+    return -(weight * _entropy(p)).mean()
+
+
+def entropy_weighted_boosting(new: Tensor, olds: list[Tensor], labels: Tensor) -> Tensor:
+    """Cross-entropy (nats) with weight H(mean old p) / log k, in [0, 1]: harder where the old networks are unsure."""
+    weight = _entropy(_mean_probabilities(olds)) / math.log(new.shape[1])
+    return (weight * F.cross_entropy(new, labels, reduction="none")).mean()
+
+
+OUTPUT_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "inverted_cross_entropy": inverted_cross_entropy,
+    "inverted_where_both_wrong": inverted_where_both_wrong,
+    "logit_cosine": logit_cosine,
+    "wrong_class_cosine": wrong_class_cosine,
+    "adaptive_diversity": adaptive_diversity,
+    "ensemble_entropy": ensemble_entropy,
+    "focal_ensemble_entropy": focal_ensemble_entropy,
+    "entropy_weighted_boosting": entropy_weighted_boosting,
+}
+
+
+class Outputs(Condition):
+    """CE + weight * loss(new logits, old logits, labels): answers unlike the old networks'.
+
+    `loss`: a name of OUTPUT_LOSSES; `options` go to it (temperature of inverted_cross_entropy: 1, 2, 4, 5, 8 by the
+    authors). `step`: "together"; "pcgrad", conflicting gradients projected first; "alternating", every second step
+    (the others are CE on all weights) moves the layers up to `before` by the loss alone.
+    Raises UnknownName, BadValue, LayerNotFound, ShapeMismatch.
+    Source: Wald et al. 2023, authors' code; each loss names its deviations.
+    """
+
+    def __init__(
+        self,
+        new: nn.Module,
+        olds: Sequence[nn.Module],
+        loss: str = "adaptive_diversity",
+        *,
+        example: Tensor,
+        weight: float = 1.0,
+        step: str = "together",
+        before: str | None = None,
+        **options: float,
+    ):
+        for what, given, possible in (("output loss", loss, OUTPUT_LOSSES), ("step", step, STEPS)):
+            if given not in possible:
+                raise UnknownName(f"there is no {what} {given!r}. {suggest(given, possible)}")
+        check_numbers(weight=weight)
+        if (step == "alternating") != (before is not None):
+            raise BadValue(
+                f"step is {step!r} and before is {before!r}: before names the last layer that alternating steps move, "
+                "and is for step='alternating' alone."
+            )
+        chosen = {"loss": loss, "weight": weight, "step": step, "before": before, "options": options}
+        super().__init__(new, olds, example, chosen)
+        with torch.no_grad():
+            logits = self.olds[0](example)
+            _check_classes(logits)
+            _try(loss, logits, options)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self._before = parameters_before(new, before) if before else None
+
+    def forward(self, batch, progress: float = 0.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Terms and figures of a batch."""
+        s, logits = self.settings, self.new(batch.images)
+        terms, figures = labelled(logits, batch.labels)
+        olds = [old.to(torch.promote_types(old.dtype, torch.float32)) for old in self.old_logits(batch.images)]
+        with torch.autocast(logits.device.type, enabled=False):
+            found = OUTPUT_LOSSES[s["loss"]](logits.to(olds[0].dtype), olds, batch.labels, **s["options"])
+        terms["diversity"] = s["weight"] * found
+        if not torch.is_grad_enabled() or s["step"] == "together":
+            return terms, figures
+        if s["step"] == "pcgrad":
+            return pcgrad(terms, [p for p in self.new.parameters() if p.requires_grad]), figures
+        self.steps += 1
+        return alternating(terms, "diversity", self._before, even=int(self.steps) % 2 == 0), figures
+
+
+def _inverted(new: Tensor, olds: list[Tensor], labels: Tensor, temperature: float) -> Tensor:
+    if temperature <= 0:
+        raise BadValue(f"temperature is {temperature!r}; it must be a number above 0.")
+    q = _mean_probabilities([_wrong(old, labels) / temperature for old in olds])
+    target = (1 - q) / (q.shape[1] - 1)
+    return -(target * (_wrong(new, labels) / temperature).log_softmax(1)).sum(1)
+
+
+def _wrong(logits: Tensor, labels: Tensor) -> Tensor:
+    """(n, k - 1) logits without the label's."""
+    keep = torch.ones_like(logits, dtype=torch.bool).scatter_(1, labels[:, None], False)
+    return logits[keep].view(len(logits), -1)
+
+
+def _mean_probabilities(logits: Sequence[Tensor]) -> Tensor:
+    return torch.stack([v.softmax(1) for v in logits]).mean(0)
+
+
+def _entropy(p: Tensor) -> Tensor:
+    """Nats; a probability that underflows to 0 adds nothing, and has no infinite gradient."""
+    return -(p * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum(1)
+
+
+def _check_classes(logits: Tensor) -> None:
+    if logits.ndim != 2 or logits.shape[1] < 3:
+        raise ShapeMismatch(
+            f"the networks' output is {tuple(logits.shape)}; losses on outputs need (n, k) with k of 3 or more, to "
+            "have two wrong classes at least. Use Hidden."
+        )
+
+
+def _try(loss: str, logits: Tensor, options: dict) -> None:
+    """The loss once, so that a wrong option is met before any training."""
+    known = OUTPUT_LOSSES[loss].__code__.co_varnames[3 : OUTPUT_LOSSES[loss].__code__.co_argcount]
+    for name in options:
+        if name not in known:
+            allowed = suggest(name, known) if known else "It takes none."
+            raise UnknownName(f"{loss} has no option {name!r}. {allowed}")
+    OUTPUT_LOSSES[loss](logits, [logits], logits.argmax(1), **options)

@@ -1,0 +1,168 @@
+"""Whether two classifiers give the same answers, and make the same mistakes.
+
+Answers are logits (n, k), or class numbers (n,); labels are class numbers (n,). Values are Python floats. Where a
+quotient is 0 / 0 the value is NaN.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reptrans.errors import BadData, BadValue, ShapeMismatch
+
+
+def disagreement(a: Tensor, b: Tensor) -> float:
+    """Share of examples with different answers, in [0, 1], 0 = alike; at least the difference of the accuracies."""
+    a, b = _answers(a, b)
+    return _mean(a != b)
+
+
+def churn(before: Tensor, after: Tensor, labels: Tensor) -> dict[str, float]:
+    """What a change of classifier changes, as shares of all examples (Milani Fard et al. 2016).
+
+    {"churn": answers that differ, their sum; "worse": right before; "better": right after; "neither": wrong twice}.
+    """
+    before, after, labels = _answers(before, after, labels)
+    parts = {"worse": before == labels, "better": after == labels}
+    parts["neither"] = ~(parts["worse"] | parts["better"])
+    differ = before != after
+    return {"churn": _mean(differ)} | {name: _mean(part & differ) for name, part in parts.items()}
+
+
+def error_consistency(a: Tensor, b: Tensor, labels: Tensor) -> float:
+    """Cohen's kappa of being right: κ = (o - e) / (1 - e).
+
+    o: share of examples that both have right or both have wrong; e = a₁a₂ + (1-a₁)(1-a₂), expected of independent
+    errors at these accuracies. Range within [-1, 1], see `error_consistency_range`; 1 = same errors, 0 = independent.
+    Comparable only at equal accuracies. NaN if both are always right, or always wrong.
+    Source: Geirhos et al. 2020, equations 1 to 3.
+    """
+    return float(_kappa(_table(a, b, labels)))
+
+
+def error_consistency_interval(
+    a: Tensor, b: Tensor, labels: Tensor, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Bootstrap interval of `error_consistency` over examples, by percentiles.
+
+    Examples are drawn again with `seed`; only how many have both, one or none right matters, so that counts are drawn.
+    Draws in which kappa is not defined are left out.
+    """
+    if not 0 < level < 1:
+        raise BadValue(f"level lies between 0 and 1; given {level}.")
+    counts = _table(a, b, labels)
+    drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), resamples)
+    kappas = _kappa(drawn)
+    kappas = kappas[~np.isnan(kappas)]
+    tails = (1 - level) / 2, (1 + level) / 2
+    return tuple(float(v) for v in np.quantile(kappas, tails)) if len(kappas) else (math.nan, math.nan)
+
+
+def error_consistency_range(accuracy_a: float, accuracy_b: float) -> tuple[float, float]:
+    """The smallest and largest kappa that two accuracies allow; at (0.95, 0.90): -0.071 to 0.643."""
+    for value in (accuracy_a, accuracy_b):
+        if not 0 <= value <= 1:
+            raise BadValue(f"an accuracy is a fraction in [0, 1]; given {value}.")
+    expected = accuracy_a * accuracy_b + (1 - accuracy_a) * (1 - accuracy_b)
+    if expected == 1:
+        return math.nan, math.nan
+    observed = abs(accuracy_a + accuracy_b - 1), 1 - abs(accuracy_a - accuracy_b)
+    return tuple((o - expected) / (1 - expected) for o in observed)
+
+
+def cohen_kappa(a: Tensor, b: Tensor) -> float:
+    """Agreement of the answers beyond chance, (o - Σ_k p_k q_k) / (1 - Σ_k p_k q_k), in [-1, 1] (Cohen 1960).
+
+    NaN if both give one and the same answer throughout.
+    """
+    a, b = _answers(a, b)
+    classes = int(max(a.max(), b.max())) + 1
+    p, q = (torch.bincount(v, minlength=classes).double() / len(v) for v in (a, b))
+    expected = float((p * q).sum())
+    return math.nan if expected == 1 else (_mean(a == b) - expected) / (1 - expected)
+
+
+def error_ratio(a: Tensor, b: Tensor, labels: Tensor) -> float:
+    """Of the examples both have wrong: differently wrong / same wrong, in [0, ∞], high = unlike.
+
+    ∞ if they never give the same wrong answer, NaN if no example is wrong for both. Source: Aksela 2003.
+    """
+    a, b, labels = _answers(a, b, labels)
+    wrong = (a != labels) & (b != labels)
+    same, different = int((wrong & (a == b)).sum()), int((wrong & (a != b)).sum())
+    return different / same if same else (math.inf if different else math.nan)
+
+
+def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
+    """Mean Jensen-Shannon divergence of probabilities p, q (n, k), in bits: H((p+q)/2) - (H(p) + H(q)) / 2.
+
+    Range [0, 1], 0 = alike. Probabilities of 0 add nothing. Differentiable inside.
+    Raises ShapeMismatch; BadData if rows are no probabilities: give softmax(logits).
+    """
+    if p.ndim != 2 or p.shape != q.shape:
+        raise ShapeMismatch(f"jensen_shannon needs p and q (n, k); given {tuple(p.shape)} and {tuple(q.shape)}.")
+    p, q = p.double(), q.double()
+    for v in (p, q):
+        if not ((v >= 0).all() and torch.allclose(v.sum(1), v.new_ones(len(v)), atol=1e-4)):
+            raise BadData("jensen_shannon needs rows of probabilities that sum to 1; give logits.softmax(1).")
+    entropy = [torch.special.entr(v).sum(1) for v in ((p + q) / 2, p, q)]
+    return (entropy[0] - (entropy[1] + entropy[2]) / 2).clamp_min(0).mean() / math.log(2)
+
+
+def ensemble_accuracy(logits: Sequence[Tensor], labels: Tensor) -> float:
+    """Accuracy of the mean of the networks' probabilities, in [0, 1]."""
+    return _mean(_answers(torch.stack([v.double().softmax(1) for v in logits]).mean(0), labels)[0] == labels)
+
+
+def agreement(a: Tensor, b: Tensor, labels: Tensor, seed: int = 0) -> dict[str, float]:
+    """All of this file for logits a and b (n, k), as a row: see the functions of these names."""
+    answers = _answers(a, b, labels)
+    accuracies = [_mean(v == labels) for v in answers[:2]]
+    interval = error_consistency_interval(a, b, labels, seed=seed)
+    possible = error_consistency_range(*accuracies)
+    return {
+        "accuracy_a": accuracies[0], "accuracy_b": accuracies[1],
+        "ensemble_accuracy": ensemble_accuracy([a, b], labels),
+        "disagreement": disagreement(a, b),
+        "error_consistency": error_consistency(a, b, labels),
+        "error_consistency_low": interval[0], "error_consistency_high": interval[1],
+        "error_consistency_least": possible[0], "error_consistency_most": possible[1],
+        "cohen_kappa": cohen_kappa(a, b),
+        "error_ratio": error_ratio(a, b, labels),
+        "jensen_shannon": float(jensen_shannon(*(v.double().softmax(1) for v in (a, b)))),
+    }  # fmt: skip
+
+
+def _answers(*given: Tensor) -> list[Tensor]:
+    """Class numbers (n,) of logits or class numbers. Raises ShapeMismatch for unequal n; BadData for NaN or nothing."""
+    if len({len(v) for v in given}) > 1 or any(v.ndim not in (1, 2) for v in given):
+        raise ShapeMismatch(
+            f"answers of the same examples are needed, (n, k) or (n,); given {[tuple(v.shape) for v in given]}."
+        )
+    if not len(given[0]):
+        raise BadData("there are no answers to compare.")
+    if any(v.is_floating_point() and v.isnan().any() for v in given):
+        raise BadData("answers hold NaN; look at the network and its input.")
+    return [v.argmax(1) if v.ndim == 2 else v.long() for v in given]
+
+
+def _table(a: Tensor, b: Tensor, labels: Tensor) -> np.ndarray:
+    """How many examples are right for (both, a alone, b alone, neither)."""
+    a, b, labels = _answers(a, b, labels)
+    a, b = a == labels, b == labels
+    return np.array([int(v.sum()) for v in (a & b, a & ~b, ~a & b, ~a & ~b)])
+
+
+def _kappa(counts: np.ndarray) -> np.ndarray:
+    both, only_a, only_b, neither = np.moveaxis(counts / counts.sum(-1, keepdims=True), -1, 0)
+    a, b = both + only_a, both + only_b
+    expected = a * b + (1 - a) * (1 - b)
+    certain = expected >= 1
+    return np.where(certain, np.nan, (both + neither - expected) / np.where(certain, 1, 1 - expected))
+
+
+def _mean(v: Tensor) -> float:
+    return int(v.sum()) / len(v)

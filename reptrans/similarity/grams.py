@@ -1,0 +1,107 @@
+"""CKA from Gram matrices of batches: for features so many that their moments do not fit into memory."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from reptrans.errors import BadData, BadValue, ShapeMismatch
+from reptrans.similarity.pair import LEAST, of_rows, u_centred
+
+
+class Grams:
+    """Streamed minibatch CKA of `layers_x` times `layers_y` pairs of layers at once.
+
+    For every batch of b examples the U-centred Grams of all layers are formed once and multiplied with each other in
+    one product; the unbiased HSIC estimates ⟨K̃, L̃⟩ / (b (b - 3)) are averaged, weighted with b. The ratio of averages
+    is an estimator of its own, which depends on b: one batch of all examples gives `debiased_cka`.
+    Memory is that of one batch and its Grams. Source: Nguyen et al. 2021, equation 3, there for equal batches.
+    """
+
+    def __init__(self, layers_x: int = 1, layers_y: int = 1, device: torch.device | str = "cpu"):
+        self.count = 0
+        self._hsic = torch.zeros(layers_x, layers_y, dtype=torch.float64, device=device)
+        self._xx = torch.zeros(layers_x, dtype=torch.float64, device=device)
+        self._yy = torch.zeros(layers_y, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def update(self, x: Tensor | Sequence[Tensor], y: Tensor | Sequence[Tensor]) -> "Grams":
+        """Add a batch: for each layer (b, features), b at least 4 (join a small last batch to the one before).
+
+        Raises ShapeMismatch, and BadData for NaN, infinity or fewer than 4 examples.
+        """
+        x, y = ([v] if isinstance(v, Tensor) else list(v) for v in (x, y))
+        sizes = {len(v) for v in (*x, *y)}
+        if len(sizes) > 1 or (len(x), len(y)) != tuple(self._hsic.shape):
+            raise ShapeMismatch(
+                f"These Grams are of {tuple(self._hsic.shape)} layers with the same examples; a batch of "
+                f"{[tuple(v.shape) for v in x]} and {[tuple(v.shape) for v in y]} came."
+            )
+        (b,) = sizes
+        if b < LEAST:
+            raise BadData(f"A batch needs at least {LEAST} examples; given {b}. Join it to the batch before.")
+        k, l = (torch.stack([_gram(v).flatten() for v in side]) for side in (x, y))  # noqa: E741
+        weight = 1 / (b - 3)  # b / (b (b - 3))
+        self._hsic += weight * (k @ l.T)
+        self._xx += weight * k.square().sum(1)
+        self._yy += weight * l.square().sum(1)
+        self.count += b
+        return self
+
+    def merge(self, other: "Grams") -> "Grams":
+        """Add all that `other` has seen; as if its batches had been given here."""
+        if self._hsic.shape != other._hsic.shape:
+            raise ShapeMismatch(
+                f"Grams of {tuple(self._hsic.shape)} and of {tuple(other._hsic.shape)} layers cannot be merged."
+            )
+        for mine, theirs in ((self._hsic, other._hsic), (self._xx, other._xx), (self._yy, other._yy)):
+            mine += theirs
+        self.count += other.count
+        return self
+
+    def values(self) -> Tensor:
+        """Minibatch CKA (layers_x, layers_y) in [-1, 1], 1 = alike; NaN for a layer without variance."""
+        if not self.count:
+            raise BadData("No activations were seen yet; call update first.")
+        return self._hsic / torch.outer(self._xx.sqrt(), self._yy.sqrt())
+
+    def value(self, measure: str = "minibatch_cka") -> Tensor:
+        """`values()` of the only pair; of all measures Grams give "minibatch_cka" alone."""
+        if measure != "minibatch_cka":
+            raise BadValue(f"Grams give minibatch_cka; given {measure!r}. Use Moments or the rows.")
+        return self.values().squeeze()
+
+
+@of_rows
+def minibatch_cka(x: Tensor, y: Tensor, batch_size: int = 100) -> Tensor:
+    """Minibatch CKA of x (n, p) and y (n, q) in batches of consecutive examples; see `Grams`.
+
+    Range [-1, 1], 1 = alike. A last batch of fewer than 4 examples is joined to the one before.
+    """
+    if batch_size < LEAST:
+        raise BadValue(f"batch_size is at least {LEAST}; given {batch_size}.")
+    grams = Grams(device=x.device)
+    for a, b in zip(*(join_small(v.split(batch_size)) for v in (x, y)), strict=True):
+        grams.update(a, b)
+    return grams.value()
+
+
+def join_small(batches):
+    """The batches, (b, …) each; a last one of fewer than 4 examples joined to the one before."""
+    held = None
+    for batch in batches:
+        if held is not None and len(batch) >= LEAST:
+            yield held
+        held = torch.cat([held, batch]) if held is not None and len(batch) < LEAST else batch
+    if held is not None:
+        yield held
+
+
+def _gram(x: Tensor) -> Tensor:
+    """(b, b), U-centred in float64; the product in the precision given, around the first example:
+    U-centring takes any shift, and float32 keeps its digits."""
+    x = x - x[:1]
+    k = (x @ x.T).double()
+    if not torch.isfinite(k.diagonal().sum()):
+        raise BadData("Activations hold NaN or infinity; look at the network and its input before comparing them.")
+    return u_centred(k)
