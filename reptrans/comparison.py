@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from reptrans.data import Dataset, Loader
 from reptrans.layers import cuttable_layers, front
-from reptrans.notebook import Parameters, names
+from reptrans.notebook import DatasetParameters, names
 from reptrans.similarity import MEASURES, Measure, agreement, compare, debiased_cka, fold, linear_cka
 from reptrans.similarity.measures import find
 from reptrans.stitching import StitchingRun, network_pairs
 from reptrans.training import pick_device, predict
 
 
-class SimilarityRun(Parameters):
+class SimilarityRun(DatasetParameters):
     """Two networks, or several pairs of them, and how their layers are compared.
 
     Networks and data as in StitchingRun. `layers`: names joined by commas, or all that both networks can be cut at.
@@ -25,10 +25,6 @@ class SimilarityRun(Parameters):
     compare on. `epochs`: of the stitches trained beside it, 0 for least squares alone.
     """
 
-    dataset: str = "digits"
-    image_size: int = Field(32, ge=0)
-    limit: int = Field(0, ge=0)
-    normalise: str = ""
     front_model: str = "tiny10"
     end_model: str = "tiny10"
     front_checkpoint: str = ""
@@ -54,9 +50,6 @@ class SimilarityRun(Parameters):
         """The same networks and data, to be stitched at `layer` by least squares, and trained if `epochs` says so."""
         same = self.model_dump(exclude={"layers", "measures", "fold", "images"})
         return StitchingRun(**same, layer=layer, direct="least squares", cka_images=self.images)
-
-    def load(self) -> Dataset:
-        return self.stitching("all").load()
 
 
 def each_pair(p: SimilarityRun, dataset: Dataset) -> Iterator[tuple[int, nn.Module, nn.Module, list[str], Loader]]:

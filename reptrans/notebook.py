@@ -15,12 +15,24 @@ from typing import Any, TypeVar
 import pandas as pd
 from IPython import get_ipython
 from IPython.display import display
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from reptrans.data import Dataset, load_dataset
 from reptrans.errors import BadValue, UnknownName, suggest
 from reptrans.progress import interactive, progress
 
-__all__ = ["Parameters", "as_text", "interactive", "names", "parameters", "progress", "show", "spread", "style"]
+__all__ = [
+    "DatasetParameters",
+    "Parameters",
+    "as_text",
+    "interactive",
+    "names",
+    "parameters",
+    "progress",
+    "show",
+    "spread",
+    "style",
+]
 
 HELP = "papermill --help-notebook explains every parameter"
 
@@ -34,6 +46,21 @@ class Parameters(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class DatasetParameters(Parameters):
+    """The parameters that name a data set; 0 and "" stand for "as it is". Meanings as in `load_dataset`."""
+
+    dataset: str = "digits"
+    image_size: int = Field(32, ge=0)
+    limit: int = Field(0, ge=0)
+    normalise: str = ""
+
+    def load(self) -> Dataset:
+        """The data set that the parameters name; raises what `load_dataset` does."""
+        return load_dataset(
+            self.dataset, image_size=self.image_size or None, limit=self.limit or None, normalise=self.normalise or None
+        )
 
 
 def parameters(model: type[_Model]) -> _Model:

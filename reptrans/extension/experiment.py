@@ -7,19 +7,19 @@ from typing import Literal
 import pandas as pd
 from pydantic import Field, field_validator
 
-from reptrans.data import Dataset, load_dataset
+from reptrans.data import Dataset
 from reptrans.errors import UnknownName, suggest
 from reptrans.extension.hidden import MODES, Hidden
 from reptrans.extension.lens import lensed
 from reptrans.extension.losses import hidden_losses
 from reptrans.extension.output import OUTPUT_LOSSES, Outputs
 from reptrans.extension.sequence import extend
-from reptrans.notebook import Parameters, names
+from reptrans.notebook import DatasetParameters, names
 from reptrans.progress import progress
 from reptrans.training import Plan
 
 
-class ExtensionRun(Parameters):
+class ExtensionRun(DatasetParameters):
     """Old and new networks, what the new ones are to avoid, and where.
 
     `conditions`: names of hidden losses (lin_cka, exp_var, …), of output losses (adaptive_diversity, …), or lens,
@@ -29,10 +29,8 @@ class ExtensionRun(Parameters):
     """
 
     model: str = "cnn3_w8"
-    dataset: str = "digits"
     image_size: int = Field(0, ge=0)
     limit: int = Field(25, ge=0)
-    normalise: str = ""
     conditions: str = "lin_cka,exp_var,l2_corr,adaptive_diversity,lens"
     layer: str = "conv2"
     report: str = "conv1,conv2,conv3"
@@ -62,12 +60,6 @@ class ExtensionRun(Parameters):
             if name not in possible:
                 raise UnknownName(f"there is no condition {name!r}. {suggest(name, possible)}")
         return text
-
-    def load(self) -> Dataset:
-        """The data set that the parameters name."""
-        return load_dataset(
-            self.dataset, image_size=self.image_size or None, limit=self.limit or None, normalise=self.normalise or None
-        )
 
     def plan(self, seed: int) -> Plan:
         return Plan(

@@ -10,18 +10,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from reptrans.checkpoints import load_network, load_tensors, save_tensors, trained
-from reptrans.data import Dataset, load_dataset
+from reptrans.data import Dataset
 from reptrans.errors import BadValue, CannotCut
 from reptrans.layers import cuttable_layers
 from reptrans.models import build
-from reptrans.notebook import names
+from reptrans.notebook import DatasetParameters, names
 from reptrans.progress import progress
 from reptrans.stitching.experiment import Stitching
 from reptrans.stitching.settings import StitchingSettings
 from reptrans.training import Plan
 
 
-class StitchingRun(StitchingSettings):
+class StitchingRun(StitchingSettings, DatasetParameters):
     """Everything a stitching run is made of: the settings of a stitch, the data, the networks, the layers.
 
     `layer` is one name, names joined by commas, or all; `front_layer` and `end_layer` replace it on their side.
@@ -30,10 +30,6 @@ class StitchingRun(StitchingSettings):
     both networks come from one checkpoint each, the stitches' own seeds.
     """
 
-    dataset: str = "digits"
-    image_size: int = Field(32, ge=0)
-    limit: int = Field(0, ge=0)
-    normalise: str = ""
     front_model: str = "tiny10"
     end_model: str = "tiny10"
     front_checkpoint: str = ""
@@ -48,12 +44,6 @@ class StitchingRun(StitchingSettings):
     train_batch_size: int = Field(50, ge=1)
     train_schedule: Literal["steps", "one_cycle", "cosine", "constant"] = "one_cycle"
     train_augment: str = "none"
-
-    def load(self) -> Dataset:
-        """The data set that the parameters name."""
-        return load_dataset(
-            self.dataset, image_size=self.image_size or None, limit=self.limit or None, normalise=self.normalise or None
-        )
 
     def train_plan(self, seed: int) -> Plan:
         """How the two networks themselves are trained, if they are not loaded."""
