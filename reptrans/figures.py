@@ -159,6 +159,28 @@ def image_row(images: Tensor, most: int = 10) -> Axes:
     return ax
 
 
+def map_grid(images: Tensor, maps: dict[str, Tensor], most: int = 8) -> np.ndarray:
+    """A row of pictures for each entry of `maps`: the images (n, c, h, w) in grey under its maps (n, h', w').
+
+    Each map has its own scale, from 0 to its largest value; a map without values shows the image alone. Returns the
+    axes, (rows, columns).
+    """
+    count = min(most, len(images))
+    grey = images[:count].detach().float().mean(1).cpu().numpy()
+    size = {"figsize": (0.9 * count + 1.2, 0.9 * len(maps) + 0.2)}
+    _, axes = plt.subplots(len(maps), count, squeeze=False, gridspec_kw={"wspace": 0, "hspace": 0}, **size)
+    extent = (0, grey.shape[2], grey.shape[1], 0)
+    for row, (name, values) in zip(axes, maps.items(), strict=True):
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        for ax, image, each in zip(row, grey, values[:count].detach().float().cpu().numpy(), strict=True):
+            ax.imshow(image, cmap="gray", extent=extent)
+            top = each.max() or 1.0
+            ax.imshow(each, cmap="viridis", alpha=0.6, extent=extent, vmin=0, vmax=top, interpolation="bilinear")
+            ax.set(xticks=[], yticks=[])
+            ax.grid(False)
+    return axes
+
+
 def _check(rows: pd.DataFrame, columns: Iterable[str]) -> None:
     for column in columns:
         if column not in rows.columns:

@@ -1,0 +1,39 @@
+"""Distillation of features: the survey's methods as values, made of taps, transforms, distances, matches and stages.
+
+teacher = Teacher(net, loader)
+pair = Pair.of(student, teacher, images)
+student, rows = distill(student, teacher, METHODS["nst"](pair), loader, Plan(epochs=60))
+"""
+
+from reptrans.distillation.cap import capped
+from reptrans.distillation.distill import distill, loaders
+from reptrans.distillation.experiment import (
+    DistillationRun,
+    Distilled,
+    attention_maps,
+    distill_all,
+    last_epochs,
+    make_method,
+    map_agreement,
+    method_table,
+)
+from reptrans.distillation.method import Method, Pair, Stage
+from reptrans.distillation.methods import METHODS
+
+__all__ = [
+    "METHODS",
+    "Distilled",
+    "DistillationRun",
+    "Method",
+    "Pair",
+    "Stage",
+    "attention_maps",
+    "capped",
+    "distill",
+    "distill_all",
+    "last_epochs",
+    "loaders",
+    "make_method",
+    "map_agreement",
+    "method_table",
+]

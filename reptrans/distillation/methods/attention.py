@@ -1,0 +1,59 @@
+"""Attention transfer: the student looks where the teacher looks, by its activations or by its gradient.
+
+    activation: L = CE + beta/2 sum_j || n(F(A_S^j)) - n(F(A_T^j)) ||_2,  n(v) = v / ||v||_2,
+                F(A) = sum_c |A_c|^p or max_c |A_c|^p
+    gradient:   L = CE + beta/2 || J_S - J_T ||_2,  J = d CE(x, y) / d x of each image by itself
+
+Position: the end of every group; the image. No connector: channels are summed, sides averaged to the smaller.
+Source: Zagoruyko and Komodakis 2017. `like="authors"` is their code, which others took over: the *squared* difference,
+averaged over positions and images, times beta = 1000 without the half; one image's term is then d^2/(h*w), d its norm
+above. They never published the gradient form. Deviations: beta = 2 of the paper's form is ours, as the paper's 1000
+goes with the average.
+Common errors: a plus between the two maps; p = 1 without the absolute value; J divided by the batch size, which the
+mean of the cross-entropy brings in.
+"""
+
+import torch
+from torch import Tensor
+
+from reptrans.distillation.method import Method, Pair, Stage
+from reptrans.distillation.methods.kd import kd
+from reptrans.errors import UnknownName, suggest
+from reptrans.matching import CrossEntropy, Match, attention, mean_squares, norm_l2
+
+BETA = {"paper": 2.0, "authors": 1000.0}
+
+
+def at(
+    pair: Pair, *, power: float = 2, reduce: str = "sum", like: str = "paper", beta: float | None = None,
+    with_kd: bool = False,
+) -> Method:  # fmt: skip
+    """The activation-based method. `with_kd` adds softened logits (T = 4, 0.9, and 0.1 times CE), as the authors do.
+
+    Raises UnknownName for `like`.
+    """
+    if like not in BETA:
+        raise UnknownName(f"there is no variant {like!r} of attention transfer. {suggest(like, BETA)}")
+    beta = BETA[like] if beta is None else beta
+    distance, weight = (norm_l2, beta / 2) if like == "paper" else (mean_squares, beta)
+    transform = attention(power, reduce)
+    matches = [Match(t, s, distance, transform, transform, weight, resize=True) for t, s in pair.groups]
+    task = kd(pair).stages[0].losses if with_kd else [CrossEntropy()]
+    return Method("at", [Stage([*task, *matches])], entry=8, scale_free=True)
+
+
+def at_gradient(pair: Pair, *, beta: float = 2.0) -> Method:
+    """The gradient-based method; every step differentiates the student twice."""
+    match = Match("grad:loss", "grad:loss", norm_l2, weight=beta / 2)
+    return Method("at_gradient", [Stage([CrossEntropy(), match])], entry=8)
+
+
+def symmetry_penalty(gradient: Tensor, of_flipped: Tensor) -> Tensor:
+    """||J(x) - flip(J(flip(x)))||_2 of each image, mean over images: how far the gradient is from mirror symmetry.
+
+    `gradient` J(x) and `of_flipped` J(flip(x)), both (n, c, h, w), of the image and its mirror image. The paper's
+    regulariser for a single network; both arguments keep their graph.
+    """
+    squares = (gradient - of_flipped.flip(-1)).square().flatten(1).sum(1)
+    zero = squares == 0
+    return torch.where(zero, squares, torch.where(zero, 1.0, squares).sqrt()).mean()

@@ -1,0 +1,43 @@
+"""What two networks are made to agree on: where to look, what to make of it, and how far apart that is.
+
+`L = d[T_T(F_T), T_S(F_S)]`: taps name the features F, transforms are T, distances are d, and a `Match` is one such sum.
+"""
+
+from reptrans.matching.connectors import Learned, Seen, affine, conv1x1, conv1x1_bn, if_needed, same_activation
+from reptrans.matching.distances import half_l2, l1, l2, mean_squares, norm_l2, soft_cross_entropy, softened_kl
+from reptrans.matching.match import CrossEntropy, Match, label, resized, term_names
+from reptrans.matching.positions import Positions, positions
+from reptrans.matching.taps import check_taps, tapped
+from reptrans.matching.teacher import Teacher
+from reptrans.matching.transforms import attention, identity, unit, unit_channels
+
+__all__ = [
+    "CrossEntropy",
+    "Learned",
+    "Match",
+    "Positions",
+    "Seen",
+    "Teacher",
+    "affine",
+    "attention",
+    "check_taps",
+    "conv1x1",
+    "conv1x1_bn",
+    "half_l2",
+    "identity",
+    "if_needed",
+    "l1",
+    "l2",
+    "label",
+    "mean_squares",
+    "norm_l2",
+    "positions",
+    "resized",
+    "same_activation",
+    "soft_cross_entropy",
+    "softened_kl",
+    "tapped",
+    "term_names",
+    "unit",
+    "unit_channels",
+]

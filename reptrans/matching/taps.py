@@ -1,0 +1,110 @@
+"""A tap is a text that says where in a network to look; `tapped` runs the network once and returns what is there.
+
+"layer2"                 the output of a layer
+"layer2:in"              its input (of a ReLU: the pre-activations)
+"out"                    the network's output
+"grad:loss"              the gradient, by the image, of the image's own cross-entropy with its label
+"grad:logit"             the gradient, by the image, of the logit of its label
+"grad:attention@layer2"  the gradient, by the image, of the largest entry of the layer's pooled attention map
+A layer that a pass calls several times stands for its last call.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reptrans.errors import BadValue, suggest
+from reptrans.layers.trace import check_layers
+
+_GRADIENTS = ("loss", "logit", "attention")
+
+
+def tapped(
+    net: nn.Module, images: Tensor, labels: Tensor | None, taps: Iterable[str], *, keep_graph: bool = True
+) -> dict[str, Tensor]:
+    """The value at every tap of one pass of `net`, in the mode it is in.
+
+    Values are copies, safe from in-place operations behind them. With `keep_graph` they can be differentiated by the
+    network's parameters, gradients by the image too; without, all are detached, and only gradients cost a backward
+    pass. `labels` (n,) are needed for "grad:loss" and "grad:logit".
+    Raises LayerNotFound; BadValue for a tap of another form, a layer without a tensor, or missing labels.
+    """
+    taps = list(dict.fromkeys(taps))
+    check_taps(net, taps)
+    gradients = [tap for tap in taps if tap.startswith("grad:")]
+    wanted = {tap for tap in taps if tap not in gradients} | {_place(g) for g in gradients}
+    with torch.set_grad_enabled(bool(gradients) or (keep_graph and torch.is_grad_enabled())):
+        if gradients:
+            images = images.detach().clone().requires_grad_()
+        values = _forward(net, images, wanted)
+        for tap in gradients:
+            scalar = _scalar(tap, values[_place(tap)], labels).sum()
+            # The sum over images: each image's own gradient, for no image's scalar depends on another image.
+            (values[tap],) = torch.autograd.grad(scalar, images, create_graph=keep_graph, retain_graph=True)
+    return {tap: values[tap] if keep_graph else values[tap].detach() for tap in taps}
+
+
+def check_taps(net: nn.Module, taps: Iterable[str]) -> None:
+    """Raise LayerNotFound or BadValue for the first tap that `net` cannot have."""
+    for tap in taps:
+        if tap.startswith("grad:"):
+            kind, _, layer = tap.removeprefix("grad:").partition("@")
+            if kind not in _GRADIENTS or (kind == "attention") != bool(layer):
+                raise BadValue(
+                    f"there is no tap {tap!r}. Gradients by the image are grad:loss, grad:logit, grad:attention@LAYER."
+                )
+            tap = layer or "out"
+        if tap != "out":
+            check_layers(net, [tap.removesuffix(":in")])
+
+
+def _place(tap: str) -> str:
+    """The tap whose value a gradient is taken of."""
+    return tap.partition("@")[2] or "out"
+
+
+def _forward(net: nn.Module, images: Tensor, wanted: set[str]) -> dict[str, Tensor]:
+    values, handles = {}, []
+
+    def keep(tap: str, value: object) -> None:
+        if not isinstance(value, Tensor):
+            raise BadValue(f"there is no tensor at {tap!r} but {type(value).__name__}; name a layer inside it.")
+        values[tap] = value.clone()
+
+    try:
+        for tap in sorted(wanted - {"out"}):
+            module = net.get_submodule(tap.removesuffix(":in"))
+            if tap.endswith(":in"):
+                hook = module.register_forward_pre_hook(lambda m, inputs, tap=tap: keep(tap, inputs[0]))
+            else:
+                hook = module.register_forward_hook(lambda m, inputs, output, tap=tap: keep(tap, output))
+            handles.append(hook)
+        values["out"] = net(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for tap in wanted - set(values):
+        raise BadValue(f"a pass of the network never comes to {tap!r}. {suggest(tap, sorted(values))}")
+    return values
+
+
+def _scalar(tap: str, value: Tensor, labels: Tensor | None) -> Tensor:
+    """The scalar (n,) of every image that a gradient tap differentiates."""
+    if tap.startswith("grad:attention"):
+        return _top_attention(value)
+    if labels is None:
+        raise BadValue(f"the tap {tap!r} needs the images' labels, but there are none.")
+    if tap == "grad:loss":
+        return F.cross_entropy(value, labels, reduction="none")
+    return value.gather(1, labels[:, None]).squeeze(1)
+
+
+def _top_attention(maps: Tensor) -> Tensor:
+    """The largest entry (n,) of sum_c |a_c|, averaged over windows of a third of the map's side."""
+    if maps.ndim != 4:
+        raise BadValue(f"an attention map is of maps (n, c, h, w), but the layer gives {tuple(maps.shape)}.")
+    attention = maps.abs().sum(1, keepdim=True)
+    window = [max(1, round(side / 3)) for side in maps.shape[2:]]
+    return F.avg_pool2d(attention, window, stride=1).flatten(1).amax(1)
