@@ -15,7 +15,12 @@ _HOMES = {
     "reptrans.training": ("Plan", "evaluate", "fit", "predict", "train_classifier"),
     "reptrans.checkpoints": ("load_network", "trained"),
     "reptrans.similarity": ("MEASURES", "Moments", "compare", "linear_cka"),
+    "reptrans.distillation": ("METHODS", "Method", "Pair", "Stage", "distill"),
+    "reptrans.matching": ("Match", "Teacher"),
     "reptrans.extension": ("Hidden", "Outputs", "extend"),
+    "reptrans.inputs": ("autoencode", "class_logit", "match", "optimise_input"),
+    "reptrans.merging": ("aligned", "match_models"),
+    "reptrans.l2t": ("Transfer", "meta_gradient"),
     "reptrans.stitching": ("Stitch", "StitchedNetwork", "Stitching", "StitchingSettings", "direct_matching"),
     "reptrans.runs": ("Run",),
 }

@@ -1,0 +1,73 @@
+"""What input makes a layer say this? One descent on images serves class images, matched outputs and inverted layers.
+
+`optimise_input(objective, image)`: an objective (`class_logit`, `match`, `weighted`), an image (`Pixels`, `Fourier`),
+priors. `autoencode` asks a ladder of layers how much of an image they keep.
+"""
+
+from reptrans.inputs.autoencoding import Autoencoded, AutoencodingRun, autoencode
+from reptrans.inputs.claims import claims
+from reptrans.inputs.image import Fourier, Pixels, noise
+from reptrans.inputs.likeness import Likeness, ModelSimilarityRun, compare_models
+from reptrans.inputs.measures import (
+    aligned_mse,
+    blurred_to,
+    correlation,
+    input_errors,
+    mse,
+    outside,
+    psnr,
+    ssim,
+    triviality,
+    uniqueness_spread,
+)
+from reptrans.inputs.networks import FastFront, as_built, calibrated, fast_front, ladder
+from reptrans.inputs.objective import Objective, class_logit, match, weighted
+from reptrans.inputs.optimise import Inversion, octaves, optimise_input, resized
+from reptrans.inputs.pictures import load_pictures, picture_grid
+from reptrans.inputs.prior import blur, jitter, linear, random_crop, range_penalty, total_variation
+from reptrans.inputs.source import like_source
+
+__all__ = [
+    "Autoencoded",
+    "AutoencodingRun",
+    "FastFront",
+    "Fourier",
+    "Inversion",
+    "Likeness",
+    "ModelSimilarityRun",
+    "Objective",
+    "Pixels",
+    "aligned_mse",
+    "as_built",
+    "autoencode",
+    "blur",
+    "blurred_to",
+    "calibrated",
+    "claims",
+    "class_logit",
+    "compare_models",
+    "correlation",
+    "fast_front",
+    "input_errors",
+    "jitter",
+    "ladder",
+    "like_source",
+    "linear",
+    "load_pictures",
+    "match",
+    "mse",
+    "noise",
+    "octaves",
+    "optimise_input",
+    "outside",
+    "picture_grid",
+    "psnr",
+    "random_crop",
+    "range_penalty",
+    "resized",
+    "ssim",
+    "total_variation",
+    "triviality",
+    "uniqueness_spread",
+    "weighted",
+]

@@ -1,0 +1,100 @@
+"""How an image is written in numbers that an optimiser moves: as pixels, or as frequencies."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from reptrans.errors import BadValue, ShapeMismatch
+
+
+class Pixels(nn.Module):
+    """The images (n, c, h, w) themselves, each value a parameter; called, it gives the images."""
+
+    def __init__(self, start: Tensor):
+        super().__init__()
+        check_start(start)
+        self.values = nn.Parameter(start.detach().clone())
+
+    def forward(self) -> Tensor:
+        return self.values
+
+    @torch.no_grad()
+    def set(self, images: Tensor) -> None:
+        """Go on from these images."""
+        self.values.copy_(images)
+
+
+class Fourier(nn.Module):
+    """Images (n, c, h, w) as Fourier coefficients z, those of low frequencies moving most:
+
+        a = 1/2 + F⁻¹(z / max(f, 1 / max(h, w))) / 4
+
+    with f in cycles per pixel and F orthonormal. Called, it gives the images; `start` is given back as it was, up to
+    rounding. Source: Olah, Mordvintsev & Schubert (2017), lucid. Deviation: no sigmoid and no colour decorrelation.
+    """
+
+    def __init__(self, start: Tensor):
+        super().__init__()
+        check_start(start)
+        self.size = tuple(start.shape[-2:])
+        self.register_buffer("gain", _gain(self.size, start))
+        self.values = nn.Parameter(self._coefficients(start.detach()))
+
+    def forward(self) -> Tensor:
+        spectrum = torch.view_as_complex(self.values) * self.gain
+        return 0.5 + torch.fft.irfft2(spectrum, s=self.size, norm="ortho") / 4
+
+    @torch.no_grad()
+    def set(self, images: Tensor) -> None:
+        """Go on from these images."""
+        self.values.copy_(self._coefficients(images))
+
+    def _coefficients(self, images: Tensor) -> Tensor:
+        return torch.view_as_real(torch.fft.rfft2(4 * (images - 0.5), norm="ortho") / self.gain)
+
+
+def noise(
+    count: int,
+    shape: Sequence[int],
+    *,
+    seed: int = 0,
+    mean: float = 0.7,
+    std: float = 0.05,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """`count` starts (n, c, h, w) from N(mean, std²), on the CPU; the i-th depends on seed + i alone.
+
+    Defaults: those of Badger's scripts, where the second number of N(0.7, 1/20) is a standard deviation too.
+    """
+    if count < 1 or std < 0:
+        raise BadValue(f"count is {count} and std {std}; starts are counted from 1 on, and std is 0 or above.")
+    draws = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed + i), dtype=torch.float64)
+             for i in range(count)]  # fmt: skip
+    return (mean + std * torch.stack(draws)).to(dtype)
+
+
+def check_images(images: Tensor, what: str = "images") -> None:
+    """Refuse what is no batch of images in [0, 1]. Raises ShapeMismatch, BadValue."""
+    check_start(images, what)
+    low, high = images.min().item(), images.max().item()
+    if low < 0 or high > 1:
+        advice = "Divide by 255." if high > 2 else "Give them as they are before any normalisation, in [0, 1]."
+        raise BadValue(f"{what} range from {low:.3g} to {high:.3g}, and 0 to 1 is expected. {advice}")
+
+
+def check_start(images: Tensor, what: str = "images") -> None:
+    """Refuse what is no batch of finite real images. Raises ShapeMismatch, BadValue."""
+    if images.ndim != 4 or not images.numel():
+        raise ShapeMismatch(f"{what} must be (n, channels, height, width), and these are {tuple(images.shape)}.")
+    if not images.is_floating_point():
+        raise BadValue(f"{what} are {images.dtype}; floating point in [0, 1] is expected. Divide by 255.")
+    if not torch.isfinite(images).all():
+        raise BadValue(f"{what} hold NaN or infinity.")
+
+
+def _gain(size: tuple[int, int], like: Tensor) -> Tensor:
+    """1 / max(f, 1 / max(h, w)), (h, w // 2 + 1)."""
+    height, width = size
+    frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
+    return 1 / frequency.clamp_min(1 / max(size)).to(like)

@@ -1,0 +1,174 @@
+"""What an image is to do: one loss for each image of a batch, small where the image does it.
+
+Losses are summed over the batch wherever they are differentiated, so no image feels its neighbours.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reptrans.errors import BadValue, ShapeMismatch, UnknownName, suggest
+
+DISTANCES = ("l1", "l2", "cosine")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A function of images (n, c, h, w) that gives n losses.
+
+    `networks` are the modules that it runs, which `optimise_input` freezes meanwhile; `errors`, images -> n relative
+    errors D, is there where something is to be matched. Attribution methods (captum's, say) take an Objective as it is:
+    it is a scalar for each image.
+    """
+
+    losses: Callable[[Tensor], Tensor]
+    networks: tuple[nn.Module, ...] = field(default=())
+    errors: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.losses(images)
+
+
+def class_logit(net: nn.Module, classes: int | Sequence[int] | Tensor, constant: float = 0.0) -> Objective:
+    """One output of the network, to be made large: C - O_k(a), for each image.
+
+    `classes`: k for all images, or one k for each. `constant`: C, which moves no image, for it drops out of the
+    gradient. To make the output small instead, give the objective the weight -1 in `weighted`.
+    Raises BadValue for a class that the network does not have, ShapeMismatch.
+    Source: the `C - O_i(a)` of Badger's generated inputs (blog, 2021), there with C = 200. Deviation: its scripts take
+    the absolute value, which turns back where O_k exceeds C.
+    """
+    wanted = torch.as_tensor(classes)
+
+    def losses(images: Tensor) -> Tensor:
+        outputs = net(images)
+        _check_classes(wanted, outputs)
+        return constant - outputs.gather(1, wanted.to(outputs.device).expand(len(outputs))[:, None])[:, 0]
+
+    return Objective(losses, (net,))
+
+
+def match(
+    front: nn.Module, target: Tensor | nn.Module, distance: str = "l1", *, scale: float | None = None
+) -> Objective:
+    """Activations, or outputs, to be those of the target: with u = front(a) and the target v, for each image
+
+        "l1"      D = sum |u - v| / sum |v|
+        "l2"      sum (u - v)² / sum v²
+        "cosine"  1 - u·v / (|u| |v|)
+
+    all relative to the target, so that no step size depends on a layer's scale. `front`: images -> (n, …); `target`:
+    (n, …), or (1, …) for all images, or another module that sees the same images. `scale`: k, for k sum |u - v| or
+    k sum (u - v)² instead, as published scripts have it.
+    The relative error of the rows is D, whatever the distance.
+    Raises UnknownName (distance), ShapeMismatch, BadValue for a target of zeros or with NaN.
+    Source: l2 is that of Mahendran & Vedaldi (2015, eq. 2); l1 that of Badger's scripts, there times a k set by hand.
+    """
+    if distance not in DISTANCES:
+        raise UnknownName(f"there is no distance {distance!r} of activations. {suggest(distance, DISTANCES)}")
+    if isinstance(target, Tensor):
+        target = target.detach()
+        _check_target(target)
+
+    def pair(images: Tensor) -> tuple[Tensor, Tensor]:
+        u = front(images)
+        v = target if isinstance(target, Tensor) else target(images)
+        if u.shape[1:] != v.shape[1:] or len(v) not in (1, len(u)):
+            raise ShapeMismatch(
+                f"{len(u)} images give activations {tuple(u.shape)}, and the target is {tuple(v.shape)}. It must be "
+                f"{('1', *map(str, u.shape[1:]))} for all images, or hold one entry for each, at the same layer and "
+                "image size.".replace("'", "")
+            )
+        return u.flatten(1), v.flatten(1).expand(len(u), -1)
+
+    def losses(images: Tensor) -> Tensor:
+        return _distance(*pair(images), distance, scale)
+
+    def errors(images: Tensor) -> Tensor:
+        return _distance(*pair(images), "l1", None)
+
+    networks = (front,) if isinstance(target, Tensor) else (front, target)
+    return Objective(losses, networks, losses if distance == "l1" and scale is None else errors)
+
+
+def weighted(
+    objectives: Sequence[Objective], weights: Sequence[float] | None = None, *, equal_gradients: bool = True
+) -> Objective:
+    """Several objectives at once: sum_j w_j L_j(a), a negative weight pushing away; all weights 1 by default.
+
+    With `equal_gradients` an image moves along sum_j w_j (m / |g_j|) g_j instead, where g_j is the gradient of L_j
+    with respect to it and m the mean of the |g_j|: what a weight means then does not depend on the networks' scales.
+    That direction is no gradient of the value returned, which is the plain sum; it costs no extra pass.
+    Raises BadValue. Source: the combined gradient of Badger's model-similarity page. Deviation: its weights act on the
+    constant C alone, and so on nothing.
+    """
+    weights = [1.0] * len(objectives) if weights is None else list(weights)
+    if not objectives or len(weights) != len(objectives):
+        raise BadValue(f"{len(objectives)} objectives and {len(weights)} weights; give as many of each, at least one.")
+
+    def losses(images: Tensor) -> Tensor:
+        if not (equal_gradients and images.requires_grad and torch.is_grad_enabled()):
+            return sum(w * each(images) for w, each in zip(weights, objectives, strict=True))
+        values, gradients = zip(*(value_and_gradient(each, images) for each in objectives), strict=True)
+        norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients])
+        factors = torch.tensor(weights).to(norms)[:, None] * norms.mean(0) / norms.clamp_min(1e-30)
+        direction = sum(f.view(-1, 1, 1, 1) * g for f, g in zip(factors, gradients, strict=True))
+        return _Directed.apply(images, sum(w * v for w, v in zip(weights, values, strict=True)), direction)
+
+    return Objective(losses, tuple(net for each in objectives for net in each.networks))
+
+
+def value_and_gradient(objective: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
+    """(losses (n,), gradient of each image's loss with respect to that image (n, c, h, w)), detached."""
+    with torch.enable_grad():
+        seen = images.detach().requires_grad_()
+        losses = objective(seen)
+        (gradient,) = torch.autograd.grad(losses.sum(), seen)
+    return losses.detach(), gradient
+
+
+class _Directed(torch.autograd.Function):
+    """n values whose gradient with respect to the images is given."""
+
+    @staticmethod
+    def forward(ctx, images: Tensor, values: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return upstream.view(-1, 1, 1, 1) * gradient, None, None
+
+
+def _distance(u: Tensor, v: Tensor, distance: str, scale: float | None) -> Tensor:
+    if distance == "cosine":
+        # Equal to 1 - cos, and exactly 0 with an exactly vanishing gradient where u and v are equal.
+        return (F.normalize(u) - F.normalize(v)).square().sum(1) / 2
+    size = Tensor.abs if distance == "l1" else Tensor.square
+    apart = size(u - v).sum(1)
+    return apart / size(v).sum(1) if scale is None else scale * apart
+
+
+def _check_target(target: Tensor) -> None:
+    sums = target.flatten(1).abs().sum(1)
+    if not torch.isfinite(sums).all():
+        raise BadValue("the target holds NaN or infinity; does the network give finite activations for its image?")
+    if (sums == 0).any():
+        raise BadValue(
+            f"the target of row {int((sums == 0).nonzero()[0])} is zero everywhere, so nothing is relative to it. "
+            "Choose another layer, or another image."
+        )
+
+
+def _check_classes(wanted: Tensor, outputs: Tensor) -> None:
+    if outputs.ndim != 2:
+        raise ShapeMismatch(f"a class needs outputs (n, classes), and the network gives {tuple(outputs.shape)}.")
+    if wanted.ndim > 1 or (wanted.ndim == 1 and len(wanted) != len(outputs)):
+        raise ShapeMismatch(f"{len(outputs)} images and classes of shape {tuple(wanted.shape)}; give one for each.")
+    if wanted.is_floating_point() or (wanted < 0).any() or (wanted >= outputs.shape[1]).any():
+        given = ", ".join(map(str, wanted.unique().tolist()))
+        raise BadValue(f"class {given} was asked for, and the network has the classes 0 to {outputs.shape[1] - 1}.")
