@@ -29,6 +29,7 @@ from reptrans.training.schedule import Plan, build_optimiser, learning_rate_fact
 from reptrans.training.terms import Scalars, Sums, row_of, total_of
 
 Objective = Callable[[object, float], tuple[Scalars, Scalars]]
+AfterStep = Callable[[object, torch.optim.Optimizer], Scalars]
 
 
 def fit(
@@ -40,6 +41,7 @@ def fit(
     parameters: Iterable[nn.Parameter] | list[dict] | None = None,
     checkpoint: str | Path | None = None,
     every_epoch: Callable[[int], dict[str, float]] | None = None,
+    after_step: AfterStep | None = None,
     save_every: int | None = None,
     snapshots: str | Path | None = None,
     label: str = "",
@@ -53,6 +55,8 @@ def fit(
     None; a group's own "lr" is its highest learning rate.
     `checkpoint`: a file written after every epoch. If it is there, training goes on from it, to the same bits as
     without the interruption on the same machine; state of the objective that is not in `modules` is not kept.
+    `after_step(batch, optimiser) -> figures`: called after every step, for what else is learned from the same batch.
+    It leaves the parameters alone.
     `snapshots`: a folder for the weights, `<step>.safetensors`: the first, every `save_every` steps, and the last.
     Rows: epoch (from 1), step (done so far), lr (of the last step; the first group's), each term and figure as its mean
     over the epoch's images as seen in training, and what `every_epoch(epoch)` gives.
@@ -66,7 +70,7 @@ def fit(
     # The identity is taken first: the groups' learning rates are still the highest ones.
     known = identity(plan, modules, optimiser, loader)
     keeper = Keeper(modules, optimiser, known, _path(checkpoint), _path(snapshots), save_every)
-    loop = _Loop(objective, modules, loader, plan, optimiser, keeper, every_epoch)
+    loop = _Loop(objective, modules, loader, plan, optimiser, keeper, every_epoch, after_step)
     with keeping_random_state(loop.device), keeping_modes(*modules.values()):
         return pd.DataFrame(loop.run(label))
 
@@ -132,6 +136,7 @@ class _Loop:
     optimiser: torch.optim.Optimizer
     keeper: Keeper
     every_epoch: Callable[[int], dict[str, float]] | None
+    after_step: AfterStep | None
     parameters: list[nn.Parameter] = field(init=False)
     highest: list[float] = field(init=False)
 
@@ -192,6 +197,8 @@ class _Loop:
         if self.plan.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.plan.clip)
         self.optimiser.step()
+        if self.after_step and (found := self.after_step(batch, self.optimiser)):
+            sums.add({}, found, len(batch.index), step + 1, self.optimiser.param_groups[0]["lr"])
 
 
 def _groups(modules: dict[str, nn.Module], parameters: Iterable | None, plan: Plan) -> list[dict]:

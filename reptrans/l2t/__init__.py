@@ -1,0 +1,39 @@
+"""Learning what and where to transfer: which source layers, and which of their channels, a target network should match.
+
+`Pairs` measure, `Weights` weigh, `meta_gradient` says how the weights should move; `Transfer` is what `fit` minimises.
+"""
+
+from reptrans.l2t.baselines import METHODS, Answers, AttentionTransfer, Method, start_from
+from reptrans.l2t.drawing import channel_histogram, matching_lines, saliency
+from reptrans.l2t.experiment import L2TRun, costs, source_network, tasks, train_all, train_one
+from reptrans.l2t.matching import Matching
+from reptrans.l2t.pairs import Pairs, Together
+from reptrans.l2t.probe import MetaGradient, meta_gradient
+from reptrans.l2t.transfer import Meta, Transfer
+from reptrans.l2t.weights import Weights, dead
+
+__all__ = [
+    "METHODS",
+    "Answers",
+    "AttentionTransfer",
+    "L2TRun",
+    "Matching",
+    "Meta",
+    "MetaGradient",
+    "Method",
+    "Pairs",
+    "Together",
+    "Transfer",
+    "Weights",
+    "channel_histogram",
+    "costs",
+    "dead",
+    "matching_lines",
+    "meta_gradient",
+    "saliency",
+    "source_network",
+    "start_from",
+    "tasks",
+    "train_all",
+    "train_one",
+]
