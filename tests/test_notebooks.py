@@ -89,7 +89,7 @@ def test_every_parameter_is_typed_and_explained(path):
 @each_notebook
 def test_the_parameters_are_those_that_are_checked(path):
     source = "\n".join(cell.source for cell in code_cells(path))
-    module, model = re.search(r"from (reptrans\.\w+) import.*?(\w+Run)\b", source).groups()
+    module, model = re.search(r"from (reptrans[\w.]+) import (?:\([^)]*?|[^(\n]*?)(\w+Run)\b", source).groups()
     assert list(inspect_notebook(path)) and set(inspect_notebook(path)) == set(
         getattr(importlib.import_module(module), model).model_fields
     )

@@ -160,7 +160,8 @@ def method_table(pair: Pair) -> pd.DataFrame:
     """
     rows = [replace(make(pair), name=name).row() for name, make in METHODS.items()]
     rows += [imitation.ROW, fd_gan.ROW, efficient_detection.ROW]
-    return pd.DataFrame(rows).sort_values("entry", key=lambda e: e.replace("", "0").astype(int), kind="stable")
+    number = {"key": lambda entry: entry.replace("", "0").astype(int), "kind": "stable", "ignore_index": True}
+    return pd.DataFrame(rows).sort_values("entry", **number)
 
 
 def attention_maps(net: nn.Module, layer: str, images: Tensor, labels: Tensor) -> Tensor:
