@@ -23,6 +23,7 @@ _HOMES = {
     "reptrans.l2t": ("Transfer", "meta_gradient"),
     "reptrans.stitching": ("Stitch", "StitchedNetwork", "Stitching", "StitchingSettings", "direct_matching"),
     "reptrans.runs": ("Run",),
+    "reptrans.sweeps": ("sweep",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)

@@ -1,8 +1,9 @@
-"""The small command line: what can be named in a parameter.
+"""The small command line: what can be named in a parameter, and sweeps over parameters.
 
 python -m reptrans layers resnet20_w3     the layers of a network, and where it can be cut
 python -m reptrans networks               the networks that can be named
 python -m reptrans datasets               the data sets that can be named
+python -m reptrans sweep NOTEBOOK         the notebook with many parameters, and one table of what came out
 """
 
 import argparse
@@ -11,25 +12,30 @@ import sys
 import torch
 
 from reptrans.data import dataset_names
-from reptrans.errors import ReptransError
+from reptrans.errors import BadValue, ReptransError
 from reptrans.layers import layer_table
 from reptrans.models import build, model_names
 from reptrans.notebook import as_text
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0 if it went well, 2 with a message on stderr for a wrong name or value."""
+    """Run one command; 0 if it went well, 1 for a sweep with failed runs, 2 with a message on stderr for an error."""
     given = _parser().parse_args(arguments)
     try:
-        print(given.run(given))
+        answer = given.run(given)
     except ReptransError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
+    if isinstance(answer, int):
+        return answer
+    print(answer)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m reptrans", description="What can be named in a parameter.")
+    parser = argparse.ArgumentParser(
+        prog="python -m reptrans", description="What can be named in a parameter, and sweeps."
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
     layers = commands.add_parser("layers", help="the layers of a network, and where it can be cut")
     layers.add_argument("network", help="a name, torchvision/NAME or module:function")
@@ -43,7 +49,41 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("datasets", help="the data sets that can be named").set_defaults(
         run=lambda given: "\n".join([*dataset_names(), "folder:PATH"])
     )
+    _add_sweep(commands.add_parser("sweep", help="a notebook with many parameters, and one table of what came out"))
     return parser
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Run a notebook once for each combination of the values given, several runs at a time."
+    parser.epilog = "What is done is not done again: start the same sweep again to go on. The book's page: Sweeps."
+    parser.add_argument("notebook", help="path of the notebook")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUES"), dest="grid",
+                        help='values joined by commas; one that holds a comma in double quotes')  # fmt: skip
+    parser.add_argument("--csv", help="a table with a column for each parameter and a line for each run")
+    parser.add_argument("--folder", help="where the sweep is kept (default: below data/sweeps)")
+    parser.add_argument("-w", "--workers", type=int, help="runs at a time (default: one per GPU, or else per core)")
+    parser.add_argument("--cluster", metavar="ADDRESS", help="of a Dask scheduler, whose workers do the runs")
+    parser.add_argument("--retry", action="store_true", help="do failed runs again")
+    for axis in ("x", "y", "hue"):
+        parser.add_argument(f"--{axis}", metavar="COLUMN", help="of the rows, for the figure")
+    parser.set_defaults(run=_sweep)
+
+
+def _sweep(given: argparse.Namespace) -> int:
+    """Do the sweep; 1 if runs of it failed."""
+    # Only here: papermill and the drawing of figures take a second to import, which the other commands can do without.
+    from reptrans.sweeps import sweep
+
+    if len(grid := dict(given.grid)) < len(given.grid):
+        raise BadValue("-p: each name once, its values joined by commas.")
+    axes = {axis: column for axis in ("x", "y", "hue") if (column := getattr(given, axis))}
+    try:
+        swept = sweep(given.notebook, grid, given.csv, folder=given.folder, workers=given.workers,
+                      cluster=given.cluster, retry=given.retry, axes=axes)  # fmt: skip
+    except KeyboardInterrupt:
+        print("Stopped. What is done is kept; start the same sweep again to go on.", file=sys.stderr)
+        return 130
+    return int((swept.runs["status"] == "failed").any())
 
 
 def _layers(given: argparse.Namespace) -> str:

@@ -9,17 +9,19 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
 import pandas as pd
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from reptrans import paths
-from reptrans.errors import BadCheckpoint, BadValue
+from reptrans.errors import BadCheckpoint, BadValue, CannotWrite
 from reptrans.models import build
 from reptrans.tensorfiles import existing, incomplete, load_tensors, save_tensors
 from reptrans.training import Plan, pick_device, train_classifier
@@ -95,12 +97,13 @@ def trained(
     device = pick_device(str(device))
     shape = {"num_classes": dataset.num_classes, "in_channels": dataset.channels, "image_size": dataset.image_size}
     net = build(model, **shape, seed=seed).to(plan.dtype)
-    if path.exists():
-        _load_own(net, path, recipe)
-    else:
-        partial = path.with_name(f"{path.stem}.partial.safetensors")
-        rows = train_classifier(net, dataset, plan, **order, device=device, checkpoint=partial, label=path.stem)
-        _keep(net, path, partial, recipe, rows)
+    with _alone(path):
+        if path.exists():
+            _load_own(net, path, recipe)
+        else:
+            partial = path.with_name(f"{path.stem}.partial.safetensors")
+            rows = train_classifier(net, dataset, plan, **order, device=device, checkpoint=partial, label=path.stem)
+            _keep(net, path, partial, recipe, rows)
     return net.to(device).eval()
 
 
@@ -128,6 +131,21 @@ def fingerprint(dataset: object) -> str:
     digest.update(repr((tuple(dataset.mean), tuple(dataset.std))).encode())
     sides = "x".join(str(size) for size in images.shape[1:])
     return f"{dataset.name}-{len(train)}-{len(dataset.test)}-{sides}-{digest.hexdigest()[:8]}"
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Of several processes that want the network at `path`, one trains it and the others wait, and load it."""
+    if path.exists():  # perhaps in a folder that cannot be written to
+        yield
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(path.with_name(f".{path.stem}.lock")).acquire()
+    except OSError as error:
+        raise CannotWrite(f"could not write in {path.parent}: {error.strerror}. Choose another folder.") from error
+    with held:
+        yield
 
 
 def _unpickled(path: Path) -> object:

@@ -29,8 +29,9 @@ def networks_root() -> Path:
 
 
 def runs_root() -> Path:
-    """The folder where every run leaves its own folder."""
-    return data_root() / "runs"
+    """The folder where every run leaves its own folder: `REPTRANS_RUNS` (a sweep sets it), else in `data_root()`."""
+    given = os.environ.get("REPTRANS_RUNS")
+    return Path(given).expanduser().resolve() if given else data_root() / "runs"
 
 
 def shown(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Files of weights: what comes back, what is refused, and that nothing is ever half there."""
 
 import errno
+import multiprocessing
 import pickle
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from reptrans.checkpoints import (
     save_tensors,
     trained,
 )
-from reptrans.data import Dataset, Split
+from reptrans.data import Dataset, Split, load_dataset
 from reptrans.errors import BadCheckpoint, BadValue, CannotWrite
 from reptrans.models import build
 from reptrans.training import Plan
@@ -114,7 +115,7 @@ def test_saving_takes_a_copy(tmp_path):
 )
 def test_what_is_no_plain_data_is_refused(state, message, tmp_path):
     assert message_of(BadValue, save_tensors, tmp_path / "x.safetensors", state) == message
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("*.safetensors")) == []
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
@@ -133,7 +134,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         "Free some space or choose another folder."
     )
     assert isinstance(caught.value.__cause__, OSError)
-    assert [p.name for p in tmp_path.iterdir()] == ["net.safetensors"]
+    assert [p.name for p in tmp_path.glob("*.safetensors")] == ["net.safetensors"]
     assert load_tensors(path)[0]["x"].tolist() == [1, 1]
 
 
@@ -388,7 +389,7 @@ def weights(net):
 def test_trained_trains_once(tmp_path, monkeypatch):
     data = noise_set()
     first = trained("tiny", data, 3, plan=SHORT, batch_size=5, folder=tmp_path)
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.safetensors")
     assert path.name.startswith("tiny-noise-s3-") and path.suffix == ".safetensors"
     monkeypatch.setattr(checkpoints, "train_classifier", lambda *_, **__: pytest.fail("trained again"))
     again = trained("tiny", data, 3, plan=SHORT, batch_size=5, folder=tmp_path)
@@ -408,9 +409,9 @@ def test_whatever_changes_the_result_changes_the_file(tmp_path):
     changes = [{}, {"seed": 1}, {"plan": replace(SHORT, lr=0.02)}, {"batch_size": 4}, {"batch_seed": 1}]
     for count, change in enumerate([*changes, {"augment": "flip"}], start=1):
         trained("tiny", noise_set(), **options | change)
-        assert len(list(tmp_path.iterdir())) == count
+        assert len(list(tmp_path.glob("*.safetensors"))) == count
     trained("tiny", noise_set(train=noise(20, 5)), **options)
-    assert len(list(tmp_path.iterdir())) == count + 1
+    assert len(list(tmp_path.glob("*.safetensors"))) == count + 1
 
 
 @pytest.mark.usefixtures("tiny_networks")
@@ -428,11 +429,11 @@ def test_trained_goes_on_after_an_interruption(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("reptrans.training.loop.evaluate", interrupted)
         trained("tiny", noise_set(), folder=tmp_path / "broken", **options)
-    (partial,) = (tmp_path / "broken").iterdir()
+    (partial,) = (tmp_path / "broken").glob("*.safetensors")
     assert partial.name.endswith(".partial.safetensors")
     net = trained("tiny", noise_set(), folder=tmp_path / "broken", **options)
     assert same(weights(net), weights(whole))
-    (path,) = (tmp_path / "broken").iterdir()
+    (path,) = (tmp_path / "broken").glob("*.safetensors")
     # The first row is the one of the interrupted training: it went on, and did not start anew.
     assert [row["test_accuracy"] == 0.5 for row in load_tensors(path)[1]["rows"]][0]
 
@@ -441,7 +442,7 @@ def test_trained_goes_on_after_an_interruption(tmp_path, monkeypatch):
 def test_trained_refuses_files_that_are_not_its_own(tmp_path):
     options = {"plan": SHORT, "batch_size": 5, "folder": tmp_path}
     trained("tiny", noise_set(), **options)
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.safetensors")
     state, meta = load_tensors(path)
     save_tensors(path, state, meta | {"recipe": meta["recipe"] | {"seed": 9}})
     assert message_of(BadCheckpoint, trained, "tiny", noise_set(), **options) == (
@@ -474,3 +475,31 @@ def test_small_data_have_a_short_recipe_in_float64():
     assert (plan.epochs, plan.precision, batch_size) == (4, "float64", 50)
     big = Split(torch.zeros(5001, 1, 1, 1, dtype=torch.uint8), torch.zeros(5001, dtype=torch.int64))
     assert default_recipe(noise_set(train=big)) == (Plan(), 128)
+
+
+def _train_in_a_process(folder, results):
+    torch.set_num_threads(1)
+    dataset = load_dataset("digits", image_size=None, limit=5)
+    plan = Plan(epochs=2, lr=0.1, precision="float64")
+    net = trained("cnn3_w2", dataset, 0, plan=plan, batch_size=25, folder=folder)
+    results.put(float(sum(p.double().sum() for p in net.parameters())))
+
+
+def test_two_processes_that_want_the_same_network_get_the_same_one(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    workers = [context.Process(target=_train_in_a_process, args=(tmp_path, results)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    values = [results.get(timeout=120) for _ in workers]
+    for worker in workers:
+        worker.join()
+    assert values[0] == values[1] and all(worker.exitcode == 0 for worker in workers)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+
+
+def test_a_folder_in_which_no_network_can_be_kept_is_said_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    dataset = load_dataset("digits", image_size=None, limit=5)
+    with pytest.raises(CannotWrite, match="could not write in .*file"):
+        trained("cnn3_w2", dataset, 0, folder=tmp_path / "file" / "networks")

@@ -1,0 +1,12 @@
+"""Sweeps: one notebook with many parameters, on one machine or a cluster.
+
+sweep("notebooks/stitching.ipynb", {"layer": ["bn1", "bn3"], "seeds": [1, 2]}).rows
+
+`points` says which runs there are, `attempt` does one of them as a process of its own, `engines` decide where, and
+`sweep` keeps them going and gathers what they leave.
+"""
+
+from reptrans.sweeps.points import points
+from reptrans.sweeps.sweep import Swept, sweep
+
+__all__ = ["Swept", "points", "sweep"]

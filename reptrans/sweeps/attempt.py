@@ -1,0 +1,166 @@
+"""One run of a sweep: papermill in a process of its own, in a folder of its own, and what became of it.
+
+A run's folder holds the executed notebook, the folder that its `Run` makes, and `outcome.json`, written when the run
+is over. So a run without an outcome is missing, whatever happened to it.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+from filelock import FileLock
+
+from reptrans.errors import CannotWrite, NotAvailable
+from reptrans.files import atomic, reason
+from reptrans.sweeps import attached
+
+Outcome = dict[str, Any]
+
+_FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
+_DEAD_KERNEL = 138  # papermill's exit status for it
+
+running: set[subprocess.Popen] = set()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to do: the parameters given, the folder of the sweep (it holds the notebook), the root of the data, the
+    directory that relative paths start from, and the parameters that tell the run from others (none: all do)."""
+
+    parameters: dict[str, Any]
+    sweep: Path
+    data: Path
+    directory: Path
+    varied: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What the run's folder is called: the label made plain and short, and a hash of all parameters."""
+        key = hashlib.sha256(json.dumps(self.parameters, sort_keys=True, default=str).encode()).hexdigest()[:8]
+        return re.sub(r"[^A-Za-z0-9_.,=+-]+", "_", self.label.replace(", ", ","))[:80] + f"-{key}"
+
+    @property
+    def label(self) -> str:
+        """What is said of the run to people, for instance `layer=bn1, seed=2`."""
+        told = [name for name in self.parameters if name in (self.varied or self.parameters)]
+        return ", ".join(f"{name}={self.parameters[name]}" for name in told) or "defaults"
+
+    @property
+    def folder(self) -> Path:
+        return self.sweep / "runs" / self.name
+
+    def outcome(self) -> Outcome | None:
+        """How the run ended; None if it has not, or if its rows have gone since."""
+        path = self.folder / "outcome.json"
+        found = json.loads(path.read_text()) if path.is_file() else None
+        return None if found and found["status"] == "finished" and not self.rows() else found
+
+    def rows(self) -> list[Path]:
+        """The tables of rows that the notebook's finished runs have left."""
+        records = sorted(self.folder.glob("*/run.json"))
+        finished = [path for path in records if json.loads(path.read_text())["status"] == "finished"]
+        return [path.with_name("rows.parquet") for path in finished if path.with_name("rows.parquet").is_file()]
+
+    def keep(self, outcome: Outcome) -> Outcome:
+        """Write the outcome down, whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic(self.folder / "outcome.json") as path:
+            path.write_text(json.dumps(outcome, indent=2) + "\n")
+        return outcome
+
+
+def attempt(job: Job, gpu: str | None = None) -> Outcome:
+    """Do the run, on the GPU named if one is, unless it is done; its status is finished, failed or killed.
+
+    Killed (by a signal, or its kernel was) is no outcome of the run, and not written down. Only one attempt at a run
+    is at work at any time, also where a cluster has taken a worker for dead that is not.
+
+    Raises:
+        CannotWrite: the disk is full, which is not the run's fault either.
+        NotAvailable: the sweep's folder cannot be seen from here.
+    """
+    if not (job.sweep / "run.json").is_file():
+        raise NotAvailable(
+            f"{socket.gethostname()} does not see {job.sweep}. All workers need the folder of the sweep and that of "
+            "the data under the same path: put both on a disk that they share (REPTRANS_DATA names the second)."
+        )
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(job.folder / ".lock"):
+            return job.outcome() or _execute(job, gpu)
+    except CannotWrite:
+        raise
+    except OSError as error:
+        raise CannotWrite(f"could not write in {job.folder}: {reason(error)}.") from error
+
+
+def stop_all() -> None:
+    """End all attempts of this process."""
+    for process in list(running):
+        process.kill()
+
+
+def _execute(job: Job, gpu: str | None) -> Outcome:
+    notebook, started = job.folder / "notebook.ipynb", time.monotonic()
+    notebook.unlink(missing_ok=True)
+    code, log = _papermill(job, notebook, gpu)
+    seen = {"gpu": gpu or os.environ.get("CUDA_VISIBLE_DEVICES"), "host": socket.gethostname()}
+    outcome = {"parameters": job.parameters, "seconds": round(time.monotonic() - started, 1)} | seen
+    if code == 0 and job.rows():
+        return job.keep({"status": "finished", "error": None} | outcome)
+    if code < 0 or code == _DEAD_KERNEL:
+        what = f"killed by signal {-code}" if code < 0 else "its kernel died (is there enough memory?)"
+        return {"status": "killed", "error": what} | outcome
+    error = _error(notebook, log) if code else "it left no rows: a notebook in a sweep ends with run.rows, run.finish"
+    if any(text in error or text in log for text in _FULL):
+        raise CannotWrite(f"{job.label}: {error}")
+    (job.folder / "log.txt").write_text(log)
+    return job.keep({"status": "failed", "error": error} | outcome)
+
+
+def _papermill(job: Job, notebook: Path, gpu: str | None) -> tuple[int, str]:
+    """Run papermill to its end: its exit status, negative for a signal, and what it printed."""
+    given = yaml.safe_dump(job.parameters, default_flow_style=True, width=10**6)
+    command = [sys.executable, "-P", attached.__file__, str(job.sweep / "notebook.ipynb"), str(notebook),
+               "-y", given, "--no-progress-bar"]  # fmt: skip
+    ours = {"REPTRANS_DATA": str(job.data), "REPTRANS_RUNS": str(job.folder)}
+    ours |= {"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {}
+    # More threads than free cores make small networks slower by a large factor.
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ | ours
+    reading, writing = os.pipe()
+    # A session of its own, so that Ctrl-C reaches the sweep alone, which then ends its runs.
+    process = subprocess.Popen(
+        command, stdin=reading, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        env=environment, cwd=job.directory if job.directory.is_dir() else None, start_new_session=True,
+    )  # fmt: skip
+    running.add(process)
+    try:
+        os.close(reading)
+        log, _ = process.communicate()
+        return process.returncode, log
+    finally:
+        running.discard(process)
+        os.close(writing)
+
+
+def _error(notebook: Path, log: str) -> str:
+    """The error that ended the notebook; the last line of the log where there is no such thing in it."""
+    try:
+        cells = nbformat.read(notebook, as_version=4).cells
+    except (OSError, ValueError):
+        cells = []
+    outputs = [output for cell in cells for output in cell.get("outputs", []) if output.output_type == "error"]
+    if outputs:
+        return f"{outputs[-1].ename}: {outputs[-1].evalue}"
+    return next((line for line in reversed(log.splitlines()) if line.strip()), "papermill ended without a word")

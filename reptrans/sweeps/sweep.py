@@ -1,0 +1,209 @@
+"""A sweep from start to end: its folder, its runs kept going, and one table and one figure of what they left."""
+
+import hashlib
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import nbformat
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from reptrans.errors import BadData, BadValue, CannotWrite, NotAvailable
+from reptrans.files import atomic
+from reptrans.paths import data_root, shown
+from reptrans.runs import Run
+from reptrans.sweeps import engines
+from reptrans.sweeps.attempt import Job, Outcome
+from reptrans.sweeps.drawing import draw
+from reptrans.sweeps.points import Grid, Point, points
+
+_TRIES = 3  # of a run whose process is killed
+
+
+@dataclass
+class Swept:
+    """What a sweep gave: `rows`, the rows of all finished runs, each led by its run's parameters; `runs`, one row for
+    each run, with status, error and seconds; `folder`, which holds both, the figure and every run."""
+
+    rows: pd.DataFrame
+    runs: pd.DataFrame
+    folder: Path
+
+
+def sweep(
+    notebook: str | Path,
+    grid: Grid | None = None,
+    table: str | Path | None = None,
+    *,
+    folder: str | Path | None = None,
+    workers: int | None = None,
+    cluster: str | None = None,
+    retry: bool = False,
+    axes: dict[str, str] | None = None,
+) -> Swept:
+    """Run the notebook once for each of the `points` of grid and table, and gather the rows.
+
+    Each run is a process of its own. One that fails is kept, with its notebook and error, and stops no other; one that
+    is killed is done again by the next free worker, three times at most. Runs that are done, or have failed, are not
+    done again when the sweep is started again, unless `retry` asks for the failed ones.
+
+    `folder`: by default `<data>/sweeps/<notebook>-<hash>`, where the hash is of the notebook's code and all parameters.
+    `workers`: how many runs at a time on this machine; None: one per GPU, else per core. `cluster`: instead, the
+    address of a Dask scheduler. `axes`: columns to draw, of `x`, `y`, `hue`; see `draw`.
+
+    Raises, before the first run starts: what `points` and the engines do; BadValue for a folder that holds another
+    sweep, or at which one is at work. Later: CannotWrite for a full disk, NotAvailable for a scheduler that has gone;
+    both end all runs, and finished ones stay.
+    """
+    notebook = Path(notebook)
+    record = _record(notebook, points(notebook, grid, table))
+    usual = data_root() / "sweeps" / f"{notebook.stem}-{record['key']}"
+    folder = Path(folder).resolve() if folder else usual
+    engine = engines.cluster(cluster) if cluster else engines.local(workers)
+    with _alone(folder, record), engine as submit, Run("sweep", record, folder) as run:
+        with atomic(folder / "notebook.ipynb") as path:
+            path.write_bytes(notebook.read_bytes())
+        varied = _varied(record["runs"])
+        jobs = [Job(point, folder, data_root(), Path.cwd(), varied) for point in record["runs"]]
+        if retry:
+            _forget_failures(jobs)
+        _do(jobs, submit)
+        return _gather(run, jobs, axes or {})
+
+
+def _varied(runs: list[Point]) -> tuple[str, ...]:
+    """The parameters that are not the same in all runs."""
+    names = dict.fromkeys(name for point in runs for name in point)
+    return tuple(name for name in names if any(point.get(name) != runs[0].get(name) for point in runs))
+
+
+def _record(notebook: Path, runs: list[Point]) -> dict[str, Any]:
+    """What makes two sweeps the same: the notebook's code and the parameters of all runs."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    key = hashlib.sha256(json.dumps([notebook.stem, code, runs], default=str).encode()).hexdigest()[:8]
+    return {"notebook": notebook.stem, "key": key, "runs": runs}
+
+
+@contextmanager
+def _alone(folder: Path, record: dict[str, Any]) -> Iterator[None]:
+    """The folder for this sweep only, and for this start of it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise BadValue(f"a sweep is at work in {folder}. Wait for it, or choose another folder.") from None
+    except OSError as error:
+        raise CannotWrite(f"could not make the folder {folder}: {error.strerror}. Choose another folder.") from error
+    with lock:
+        if (folder / "run.json").is_file():
+            held = json.loads((folder / "run.json").read_text())["parameters"]
+            if held.get("key") != record["key"]:
+                raise BadValue(
+                    f"{folder} holds another sweep ({held.get('notebook')}, {len(held.get('runs', []))} runs): its "
+                    "notebook or its parameters differ. Choose another folder, or none for one of its own."
+                )
+        yield
+
+
+def _forget_failures(jobs: Iterable[Job]) -> None:
+    for job in jobs:
+        if (job.outcome() or {}).get("status") == "failed":
+            (job.folder / "outcome.json").unlink()
+
+
+def _do(jobs: list[Job], submit: engines.Submit) -> None:
+    """Do what is missing, and say how it goes."""
+    missing = [job for job in jobs if job.outcome() is None]
+    _say(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them done before")
+    started = time.monotonic()
+    try:
+        for number, (job, outcome) in enumerate(_outcomes(missing, submit), start=1):
+            left = (time.monotonic() - started) / number * (len(missing) - number)
+            error = f": {outcome['error'].splitlines()[0]}" if outcome["error"] else ""
+            rest = f"; about {left / 60:.0f} min left" if left > 90 else ""
+            _say(f"[{number}/{len(missing)}] {outcome['status']} {job.label} ({outcome['seconds']} s{rest}){error}")
+    except CannotWrite as error:
+        raise CannotWrite(f"{error} {_stopped(jobs)} Free some space, and start it again.") from error
+    except CancelledError as error:
+        raise NotAvailable(f"the cluster's scheduler is gone. {_stopped(jobs)} Start it again.") from error
+
+
+def _outcomes(jobs: Iterable[Job], submit: engines.Submit) -> Iterator[tuple[Job, Outcome]]:
+    """Jobs as they end, in whatever order. A killed one goes back to the workers, and fails when that is in vain."""
+    tries: Counter[str] = Counter()
+    waiting = {submit(job): job for job in jobs}
+    while waiting:
+        for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+            job = waiting.pop(future)
+            outcome = engines.result(future, job)
+            tries[job.name] += 1
+            if outcome["status"] == "killed" and tries[job.name] < _TRIES:
+                _say(f"{job.label}: {outcome['error']}; it goes to the next free worker")
+                waiting[submit(job)] = job
+            elif outcome["status"] == "killed":
+                yield job, job.keep(outcome | {"status": "failed", "error": f"{outcome['error']}, {_TRIES} times"})
+            else:
+                yield job, outcome
+
+
+def _stopped(jobs: list[Job]) -> str:
+    done = sum(job.outcome() is not None for job in jobs)
+    return f"The sweep stopped; {done} of its {len(jobs)} runs are done and kept, and will not be done again."
+
+
+def _gather(run: Run, jobs: list[Job], axes: dict[str, str]) -> Swept:
+    """The tables and the figure, in the sweep's folder."""
+    runs, rows = _table([_line(job) for job in jobs]), _rows(jobs)
+    run.rows(runs, "runs")
+    if len(rows):
+        run.rows(rows)
+        try:
+            ax = draw(rows, list(jobs[0].varied), **axes)
+            run.figure(ax, "sweep")
+            plt.close(ax.get_figure(root=True))
+        except BadData as error:
+            _say(f"no figure: {error}")
+    counts = runs["status"].value_counts()
+    reading = f"{counts.get('finished', 0)} runs finished, {counts.get('failed', 0)} failed."
+    run.finish(f"Sweep of {run.parameters['notebook']}", reading)
+    _say(f"{reading} Table, figure and runs: {shown(run.folder)}")
+    return Swept(rows, runs, run.folder)
+
+
+def _line(job: Job) -> dict[str, Any]:
+    facts = {name: value for name, value in job.outcome().items() if name != "parameters"}
+    return {"run": job.name} | job.parameters | facts
+
+
+def _rows(jobs: list[Job]) -> pd.DataFrame:
+    """All rows, in the order of the runs. A column of the rows goes before a parameter of the same name: it says more
+    (the layer of the row, and not the list of layers given)."""
+    lines = []
+    for job in jobs:
+        given = {"run": job.name} | job.parameters
+        for path in job.rows() if job.outcome()["status"] == "finished" else []:
+            lines += [given | row for row in pd.read_parquet(path).to_dict("records")]
+    return _table(lines)
+
+
+def _table(lines: list[dict[str, Any]]) -> pd.DataFrame:
+    """Records as columns of one type each: text where values are of several."""
+    table = pd.DataFrame(lines)
+    for name in table:
+        if pd.api.types.is_object_dtype(table[name]) and table[name].dropna().map(type).nunique() > 1:
+            table[name] = table[name].map(str, na_action="ignore")
+    return table
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
