@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
+import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 
@@ -43,16 +44,17 @@ def matching_lines(strengths: Mapping[Pair, float], most: float | None = None, a
 def channel_histogram(weights: Mapping[Pair, Tensor], ax: Axes | None = None) -> Axes:
     """How often a channel weighs how much, as a multiple of the uniform weight: w (n, C) of every pair, times C.
 
-    1 is a channel of uniform weight; the more spread, the more is chosen. One line for each pair;
-    what is above 2 stands at 2.
+    1 is a channel of uniform weight; the more spread, the more is chosen. One line for each source layer, over all its
+    pairs; what is above 2 stands at 2.
     """
     ax = ax or plt.subplots(figsize=(6, 3.5))[1]
-    for (s, t), w in weights.items():
-        relative = (w * w.shape[1]).flatten().detach().cpu().double().numpy()
-        ax.hist(relative.clip(0, 2), bins=50, range=(0, 2), histtype="step", density=True, label=f"{s} > {t}")
+    for layer in dict.fromkeys(s for s, _ in weights):
+        relative = torch.cat([(w * w.shape[1]).flatten() for (s, _), w in weights.items() if s == layer])
+        values = relative.detach().cpu().double().numpy().clip(0, 2)
+        ax.hist(values, bins=50, range=(0, 2), histtype="step", density=True, label=layer)
     ax.axvline(1.0, color="0.4", ls="--", lw=1)
     ax.set(xlabel="channel weight / uniform weight", ylabel="density")
-    ax.legend(title="pair", fontsize=8, ncols=2)
+    ax.legend(title="source layer", loc="upper left")
     return ax
 
 
