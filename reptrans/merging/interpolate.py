@@ -1,0 +1,69 @@
+"""The straight path between two networks of one architecture, and the barrier on it."""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+
+import pandas as pd
+from torch import nn
+
+from reptrans.errors import BadValue, UnknownName, suggest
+from reptrans.merging.align import check_same_architecture
+from reptrans.training import evaluate
+
+_ENDS = (0.0, 1.0)
+
+
+def interpolated(a: nn.Module, b: nn.Module, share: float = 0.5) -> nn.Module:
+    """A new network with (1 - share) θ_a + share θ_b, parameters and running statistics alike; counters are a's.
+
+    `share` outside [0, 1] extrapolates. Raises ShapeMismatch for two architectures.
+    """
+    check_same_architecture(a, b)
+    merged, theirs = copy.deepcopy(a), b.state_dict()
+    state = {
+        name: value.lerp(theirs[name].to(value), share) if value.is_floating_point() else value
+        for name, value in a.state_dict().items()
+    }
+    merged.load_state_dict(state)
+    return merged
+
+
+def path_rows(
+    a: nn.Module,
+    b: nn.Module,
+    loader: Iterable,
+    shares: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
+    mend: Callable[[nn.Module, float], nn.Module] | None = None,
+) -> pd.DataFrame:
+    """Rows of share, accuracy, cross_entropy (nats) on the loader's images, along the straight path from `a` to `b`.
+
+    `mend(network, share)` may return a corrected network for every point but the ends, re-estimated batch norm for
+    instance. `shares` must hold 0 and 1, without which there is no barrier. Raises BadValue, ShapeMismatch.
+    """
+    if not set(_ENDS) <= set(shares):
+        raise BadValue(f"shares are {list(shares)}; a path begins at 0 and ends at 1. Add what is missing.")
+    rows = []
+    for share in sorted(shares):
+        net = interpolated(a, b, share)
+        if mend is not None and share not in _ENDS:
+            net = mend(net, share)
+        found = evaluate(net, loader)
+        rows.append({"share": share, "accuracy": found["accuracy"], "cross_entropy": found["cross_entropy"]})
+    return pd.DataFrame(rows)
+
+
+def barrier(rows: pd.DataFrame, value: str = "cross_entropy") -> float:
+    """How much worse the path gets than the straight line between its ends.
+
+        cross_entropy:  max_t L(t) - [(1 - t) L(0) + t L(1)]
+        accuracy:       max_t [(1 - t) A(0) + t A(1)] - A(t)
+
+    over the shares t that the rows have. Range [0, ∞) and [0, 1]; 0 = no barrier, which the ends themselves give.
+    Source: Entezari et al. 2022, equation 1; their figures also show the half-way point alone (Frankle et al. 2020).
+    """
+    if value not in ("cross_entropy", "accuracy"):
+        raise UnknownName(f"there is no barrier in {value!r}. {suggest(value, ['cross_entropy', 'accuracy'])}")
+    at = rows.set_index("share")[value]
+    line = (1 - at.index.to_series()) * at[0.0] + at.index.to_series() * at[1.0]
+    worse = at - line if value == "cross_entropy" else line - at
+    return float(worse.max())
