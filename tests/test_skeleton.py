@@ -25,7 +25,7 @@ LEVELS = (
     "tensorfiles report",
     "data models layers",
     "similarity figures notebook training",
-    "checkpoints",
+    "checkpoints attribution",
     "matching",
     "classifier stitching distillation extension inputs merging l2t",
     "comparison",

@@ -5,16 +5,15 @@ pair = Pair.of(student, teacher, images)
 student, rows = distill(student, teacher, METHODS["nst"](pair), loader, Plan(epochs=60))
 """
 
+from reptrans.attribution import attention_maps, map_agreement
 from reptrans.distillation.cap import capped
 from reptrans.distillation.distill import distill, loaders
 from reptrans.distillation.experiment import (
     DistillationRun,
     Distilled,
-    attention_maps,
     distill_all,
     last_epochs,
     make_method,
-    map_agreement,
     method_table,
 )
 from reptrans.distillation.method import Method, Pair, Stage

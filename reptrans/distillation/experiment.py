@@ -7,10 +7,8 @@ from typing import Literal
 
 import pandas as pd
 import torch
-from captum.attr import LayerGradCam
 from pydantic import Field, field_validator
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from reptrans.checkpoints import load_network, trained
 from reptrans.data import Dataset
@@ -24,7 +22,7 @@ from reptrans.models import build
 from reptrans.notebook import DatasetParameters, names
 from reptrans.progress import progress
 from reptrans.similarity import compare
-from reptrans.training import Plan, evaluating, pick_device
+from reptrans.training import Plan, pick_device
 
 
 class DistillationRun(DatasetParameters):
@@ -162,20 +160,6 @@ def method_table(pair: Pair) -> pd.DataFrame:
     rows += [imitation.ROW, fd_gan.ROW, efficient_detection.ROW]
     number = {"key": lambda entry: entry.replace("", "0").astype(int), "kind": "stable", "ignore_index": True}
     return pd.DataFrame(rows).sort_values("entry", **number)
-
-
-def attention_maps(net: nn.Module, layer: str, images: Tensor, labels: Tensor) -> Tensor:
-    """Grad-CAM (captum) of each image's label at a layer, (n, h, w) at the layer's own size, at least 0."""
-    with evaluating(net):
-        maps = LayerGradCam(net, net.get_submodule(layer)).attribute(images, target=labels, relu_attributions=True)
-    return maps.detach().squeeze(1)
-
-
-def map_agreement(a: Tensor, b: Tensor) -> Tensor:
-    """The cosine (n,) of two sets of maps (n, h, w), at the smaller size; 0 where one of the two is empty."""
-    size = tuple(min(x, y) for x, y in zip(a.shape[1:], b.shape[1:], strict=True))
-    a, b = (F.adaptive_avg_pool2d(x[:, None], size).flatten(1) for x in (a, b))
-    return F.cosine_similarity(a, b)
 
 
 class _Bench:

@@ -7,9 +7,9 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 
+from reptrans.attribution import saliency_maps
 from reptrans.errors import BadValue
 from reptrans.l2t.pairs import Pair
-from reptrans.training import evaluating
 
 
 def matching_lines(strengths: Mapping[Pair, float], most: float | None = None, ax: Axes | None = None) -> Axes:
@@ -59,11 +59,8 @@ def channel_histogram(weights: Mapping[Pair, Tensor], ax: Axes | None = None) ->
 
 
 def saliency(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """|d logit of the label / d pixel| (n, h, w), largest over channels, each image's adding up to 1; captum's."""
-    from captum.attr import Saliency
-
-    with evaluating(net):
-        found = Saliency(net).attribute(images.detach().requires_grad_(), target=labels).amax(1)
+    """`saliency_maps` (n, h, w) of the labels (n,), each image's adding up to 1; zeros where no pixel matters."""
+    found = saliency_maps(net, images, labels)
     return found / found.sum((1, 2), keepdim=True).clamp_min(1e-12)
 
 

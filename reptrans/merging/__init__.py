@@ -4,8 +4,8 @@
 vectors between networks of one architecture; `compare_spaces` between any with the same classes.
 """
 
+from reptrans.attribution import map_correlation, saliency_maps
 from reptrans.merging.align import ALIGNMENTS, aligned
-from reptrans.merging.attribution import map_correlation, saliency_maps
 from reptrans.merging.experiment import MergingRun, barriers, match_pairs, merge_pairs, train_networks
 from reptrans.merging.interpolate import barrier, interpolated, path_rows
 from reptrans.merging.match import FAIR, SOURCE, Matching, match_models

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reptrans.attribution import map_correlation, saliency_maps
 from reptrans.data import Loader, Split
 from reptrans.errors import BadData, BadValue, ShapeMismatch
 from reptrans.layers import front
-from reptrans.merging.attribution import map_correlation, saliency_maps
 from reptrans.similarity import channel_blocks, compare
 from reptrans.training import Plan, evaluate, evaluating, fit
 from reptrans.training.evaluation import device_of

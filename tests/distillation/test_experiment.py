@@ -4,18 +4,14 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-import torch
 from pydantic import ValidationError
-from torch.nn import functional as F
 
 from reptrans.distillation import (
     METHODS,
     DistillationRun,
-    attention_maps,
     distill_all,
     last_epochs,
     make_method,
-    map_agreement,
     method_table,
 )
 from reptrans.distillation.cap import capped
@@ -121,22 +117,3 @@ def test_weights_that_change_are_capped_as_they_change(pair):
 
 def replaced(match):
     return replace(match, weight=lambda progress: 1000 * (1 - progress))
-
-
-def test_grad_cam_is_the_weighted_sum_of_maps(pair):
-    net = pair.teacher
-    images = torch.randn(3, 1, 8, 8, dtype=torch.float64)
-    labels = torch.tensor([1, 2, 3])
-    maps = net[:11](images).detach().requires_grad_()
-    assert type(net[10]).__name__ == "ReLU"
-    (gradient,) = torch.autograd.grad(net[11:](maps).gather(1, labels[:, None]).sum(), maps)
-    expected = F.relu((gradient.mean((2, 3), keepdim=True) * maps).sum(1))
-    torch.testing.assert_close(attention_maps(net, "relu3", images, labels), expected.detach())
-
-
-def test_maps_agree_by_their_cosine_at_the_smaller_size():
-    a = torch.rand(2, 4, 4, dtype=torch.float64)
-    torch.testing.assert_close(map_agreement(a, 3 * a), torch.ones(2, dtype=torch.float64))
-    small = F.avg_pool2d(a[:, None], 2)[:, 0]
-    torch.testing.assert_close(map_agreement(a, small), torch.ones(2, dtype=torch.float64))
-    assert map_agreement(a, torch.zeros_like(a)).abs().max() == 0

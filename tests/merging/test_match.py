@@ -14,11 +14,9 @@ from reptrans.merging import (
     Matching,
     MergingRun,
     barriers,
-    map_correlation,
     match_models,
     match_pairs,
     merge_pairs,
-    saliency_maps,
     train_networks,
 )
 from reptrans.models import build
@@ -168,22 +166,6 @@ def test_refusals(change, error, message):
     given = {"student": network(0), "teacher": network(1), "images": IMAGES, "how": SHORT} | change
     with pytest.raises(error, match=message):
         match_models(**given)
-
-
-def test_saliency_of_a_linear_network_is_its_weight():
-    net = nn.Sequential(nn.Flatten(), nn.Linear(8, 3)).double()
-    maps = saliency_maps(net, normal(5, 2, 2, 2), torch.tensor([0, 1, 2, 0, 1]))
-    weight = net[1].weight.detach().reshape(3, 2, 2, 2).abs().sum(1)
-    assert torch.allclose(maps, weight[[0, 1, 2, 0, 1]])
-
-
-def test_map_correlation():
-    x = normal(3, 4, 4)
-    assert torch.allclose(map_correlation(x, 2 * x + 1), torch.ones(3, dtype=torch.float64))
-    assert torch.allclose(map_correlation(x, -x), -torch.ones(3, dtype=torch.float64))
-    assert map_correlation(x, torch.ones_like(x)).isnan().all()
-    with pytest.raises(ShapeMismatch, match="maps of the same images"):
-        map_correlation(x, x[:2])
 
 
 def tiny_dataset() -> Dataset:
