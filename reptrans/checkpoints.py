@@ -13,20 +13,32 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import pandas as pd
 import torch
 from filelock import FileLock
+from pydantic import Field
 from torch import Tensor, nn
 
 from reptrans import paths
+from reptrans.data import Dataset
 from reptrans.errors import BadCheckpoint, BadValue, CannotWrite
 from reptrans.models import build
+from reptrans.notebook import DatasetParameters
 from reptrans.tensorfiles import existing, incomplete, load_tensors, save_tensors
 from reptrans.training import Plan, pick_device, train_classifier
 
-__all__ = ["default_recipe", "fingerprint", "load_network", "load_tensors", "read_weights", "save_tensors", "trained"]
+__all__ = [
+    "TrainingParameters",
+    "default_recipe",
+    "fingerprint",
+    "load_network",
+    "load_tensors",
+    "read_weights",
+    "save_tensors",
+    "trained",
+]
 
 State = dict[str, Tensor]
 
@@ -71,7 +83,7 @@ def copy_weights(net: nn.Module, state: State, path: Path) -> None:
 
 def trained(
     model: str,
-    dataset: object,
+    dataset: Dataset,
     seed: int = 0,
     *,
     plan: Plan | None = None,
@@ -107,7 +119,28 @@ def trained(
     return net.to(device).eval()
 
 
-def default_recipe(dataset: object) -> tuple[Plan, int]:
+class TrainingParameters(DatasetParameters):
+    """The data set, and how the networks of an experiment are trained on it; the subclass says `dtype` and `device`."""
+
+    train_epochs: int = Field(4, ge=1)
+    train_lr: float = Field(0.1, gt=0)
+    train_batch_size: int = Field(50, ge=1)
+    train_schedule: Literal["steps", "one_cycle", "cosine", "constant"] = "one_cycle"
+    train_augment: str = "none"
+
+    def train_plan(self, seed: int) -> Plan:
+        """The plan of these parameters, in the precision of the experiment."""
+        return Plan(
+            epochs=self.train_epochs, lr=self.train_lr, schedule=self.train_schedule, precision=self.dtype, seed=seed
+        )
+
+    def trained(self, model: str, dataset: Dataset, seed: int, folder: Path | None = None) -> nn.Module:
+        """`trained` by these parameters."""
+        order = {"batch_size": self.train_batch_size, "augment": self.train_augment}
+        return trained(model, dataset, seed, plan=self.train_plan(seed), **order, folder=folder, device=self.device)
+
+
+def default_recipe(dataset: Dataset) -> tuple[Plan, int]:
     """Plan and batch size of `trained`: seconds on one core for up to 5,000 images, else the defaults of Plan and 128.
 
     The short one is in float64, so that every printed digit is the same on every CPU.
@@ -117,7 +150,7 @@ def default_recipe(dataset: object) -> tuple[Plan, int]:
     return Plan(), 128
 
 
-def fingerprint(dataset: object) -> str:
+def fingerprint(dataset: Dataset) -> str:
     """Name, sizes and a checksum that tell one Dataset from another: `digits-1438-359-1x32x32-0f3a9c21`.
 
     The checksum is over all training labels, up to 64 training images spread over the split, mean and std.
@@ -212,7 +245,7 @@ def _first_difference(state: State, wanted: State, optional: set[str], net: str)
     return f"the checkpoint has {has}, {net} {needs} ({count}, of {len(wanted)})"
 
 
-def _file_name(model: str, dataset: object, seed: int, recipe: dict) -> str:
+def _file_name(model: str, dataset: Dataset, seed: int, recipe: dict) -> str:
     short = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
     plain = re.sub(r"[^A-Za-z0-9_.]+", "_", model)
     return f"{plain}-{dataset.name}-s{seed}-{short}.safetensors"

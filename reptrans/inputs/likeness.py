@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from reptrans.checkpoints import trained
+from reptrans.checkpoints import TrainingParameters
 from reptrans.data import Dataset
 from reptrans.errors import BadValue
 from reptrans.inputs.image import Pixels, noise
@@ -20,13 +20,13 @@ from reptrans.inputs.networks import FastFront, fast_front
 from reptrans.inputs.objective import Objective, class_logit, match, value_and_gradient, weighted
 from reptrans.inputs.optimise import Inversion, optimise_input
 from reptrans.inputs.prior import range_penalty, total_variation
-from reptrans.notebook import DatasetParameters, names
+from reptrans.notebook import names
 from reptrans.progress import progress
 from reptrans.training import pick_device
 from reptrans.training.schedule import PRECISIONS
 
 
-class ModelSimilarityRun(DatasetParameters):
+class ModelSimilarityRun(TrainingParameters):
     """Two networks and a third that judges, and how images are made for them.
 
     `models`: two names, joined by a comma; `judge`: of the third network, from a seed of its own. `variation` and
@@ -110,7 +110,7 @@ def first_of_each(dataset: Dataset) -> Tensor:
 def _networks(p: ModelSimilarityRun, dataset: Dataset, seed: int, folder: Path | None) -> tuple[FastFront, ...]:
     device, dtype = pick_device(p.device), PRECISIONS[p.dtype]
     plan = zip([*names(p.models), p.judge], (seed, seed, p.seeds + seed), strict=True)
-    nets = [trained(name, dataset, own, folder=folder).to(device, dtype) for name, own in plan]
+    nets = [p.trained(name, dataset, own, folder).to(device, dtype) for name, own in plan]
     return tuple(fast_front(net, mean=dataset.mean, std=dataset.std) for net in nets)
 
 

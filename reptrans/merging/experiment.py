@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from reptrans.checkpoints import load_network, trained
+from reptrans.checkpoints import TrainingParameters, load_network
 from reptrans.data import Dataset, Loader
 from reptrans.errors import BadValue
 from reptrans.merging.align import ALIGNMENTS, aligned
@@ -16,12 +16,12 @@ from reptrans.merging.interpolate import barrier, path_rows
 from reptrans.merging.match import FAIR, SOURCE, Matching, match_models
 from reptrans.merging.repair import reestimated
 from reptrans.models import build
-from reptrans.notebook import DatasetParameters, names
+from reptrans.notebook import names
 from reptrans.progress import progress
 from reptrans.training import Plan, pick_device
 
 
-class MergingRun(DatasetParameters):
+class MergingRun(TrainingParameters):
     """Pairs of networks to average, students and teachers to match, and how.
 
     `pairs` networks of `model` from seeds 2i and 2i + 1 are averaged; the one from seed 2i is the student of a
@@ -38,10 +38,6 @@ class MergingRun(DatasetParameters):
     image_size: int = Field(0, ge=0)
     pairs: int = Field(3, ge=1)
     train_epochs: int = Field(6, ge=1)
-    train_lr: float = Field(0.1, gt=0)
-    train_batch_size: int = Field(50, ge=1)
-    train_schedule: Literal["steps", "one_cycle", "cosine", "constant"] = "one_cycle"
-    train_augment: str = "none"
     train_weight_decay: float = Field(5e-4, ge=0)
     layers: str = "bn1:layer1,bn2:layer2,bn3:layer3"
     images: int = Field(300, ge=4)
@@ -53,10 +49,7 @@ class MergingRun(DatasetParameters):
     device: str = "auto"
 
     def train_plan(self, seed: int) -> Plan:
-        return Plan(
-            epochs=self.train_epochs, lr=self.train_lr, weight_decay=self.train_weight_decay,
-            schedule=self.train_schedule, precision=self.dtype, seed=seed,
-        )  # fmt: skip
+        return replace(super().train_plan(seed), weight_decay=self.train_weight_decay)
 
     @property
     def fair(self) -> Matching:
@@ -159,8 +152,4 @@ def _network(
         shape = {"num_classes": dataset.num_classes, "in_channels": dataset.channels, "image_size": dataset.image_size}
         place = _place(p)
         return load_network(build(model, **shape).to(place["dtype"]), files[k]).to(place["device"]).eval()
-    seed = k if seed is None else seed
-    return trained(
-        model, dataset, seed, plan=p.train_plan(seed), batch_size=p.train_batch_size, augment=p.train_augment,
-        device=p.device,
-    )  # fmt: skip
+    return p.trained(model, dataset, k if seed is None else seed)

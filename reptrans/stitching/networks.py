@@ -3,25 +3,23 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 from pydantic import Field
 from torch import Tensor, nn
 
-from reptrans.checkpoints import load_network, load_tensors, save_tensors, trained
+from reptrans.checkpoints import TrainingParameters, load_network, load_tensors, save_tensors
 from reptrans.data import Dataset
 from reptrans.errors import BadValue, CannotCut
 from reptrans.layers import cuttable_layers
 from reptrans.models import build
-from reptrans.notebook import DatasetParameters, names
+from reptrans.notebook import names
 from reptrans.progress import progress
 from reptrans.stitching.experiment import Stitching
 from reptrans.stitching.settings import StitchingSettings
-from reptrans.training import Plan
 
 
-class StitchingRun(StitchingSettings, DatasetParameters):
+class StitchingRun(StitchingSettings, TrainingParameters):
     """Everything a stitching run is made of: the settings of a stitch, the data, the networks, the layers.
 
     `layer` is one name, names joined by commas, or all; `front_layer` and `end_layer` replace it on their side.
@@ -39,17 +37,6 @@ class StitchingRun(StitchingSettings, DatasetParameters):
     front_layer: str = ""
     end_layer: str = ""
     seeds: int = Field(3, ge=1)
-    train_epochs: int = Field(4, ge=1)
-    train_lr: float = Field(0.1, gt=0)
-    train_batch_size: int = Field(50, ge=1)
-    train_schedule: Literal["steps", "one_cycle", "cosine", "constant"] = "one_cycle"
-    train_augment: str = "none"
-
-    def train_plan(self, seed: int) -> Plan:
-        """How the two networks themselves are trained, if they are not loaded."""
-        return Plan(
-            epochs=self.train_epochs, lr=self.train_lr, schedule=self.train_schedule, precision=self.dtype, seed=seed
-        )
 
 
 @dataclass(frozen=True)
@@ -107,10 +94,7 @@ def _side(p: StitchingRun, dataset: Dataset, model: str, paths: list[Path], inde
     if p.weights:
         get = lambda: build(model, **facts, weights=p.weights)  # noqa: E731
         return Side(f"{model} {p.weights}", get, get)
-    plan = p.train_plan(seed)
-    keep = {"batch_size": p.train_batch_size, "augment": p.train_augment, "device": p.device}
-    get = lambda: trained(model, dataset, seed, plan=plan, **keep)  # noqa: E731
-    return Side(f"{model} seed {seed}", get, lambda: build(model, **facts))
+    return Side(f"{model} seed {seed}", lambda: p.trained(model, dataset, seed), lambda: build(model, **facts))
 
 
 def layer_pairs(p: StitchingRun, front_net: nn.Module, end_net: nn.Module) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ import torch
 from benchmarks.measure import in_turns, ratios, seconds, spread
 from torch import Tensor, nn
 
-from reptrans.inputs import Pixels, as_built, fast_front, match, noise, optimise_input
+from reptrans.inputs import Objective, Pixels, as_built, fast_front, match, noise, optimise_input
 from reptrans.layers import front, record
 from reptrans.models import build
 
@@ -81,3 +81,41 @@ def test_a_step(net, layer):
     apart = {name: ((moved[name] - moved["script"]).norm() / moved["script"].norm()).item() for name in ways}
     print({name: f"{value:.1e}" for name, value in apart.items()}, "from the script's step")
     assert apart["hook"] < 1e-3 and apart["float32"] < 0.02
+
+
+STEPS = 100
+STEP_SIZES = torch.logspace(-8, 0, 17)  # of plain descent, two for each decade
+
+
+def by_descent(objective: Objective, start: Tensor) -> Tensor:
+    """Plain descent with every one of STEP_SIZES side by side; the relative error of the best at its end."""
+    images = start.expand(len(STEP_SIZES), -1, -1, -1)
+    for _ in range(STEPS):
+        images = images.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(objective(images).sum(), images)
+        images = images.detach() - STEP_SIZES.view(-1, 1, 1, 1) * gradient
+    with torch.no_grad():
+        return objective.errors(images)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_steps_to_the_same_error(net, layer):
+    """Steps of ours, each count a descent of its own, until the error that the best plain descent ends with."""
+    view, rows = fast_front(net, layer), []
+    for seed in range(3):
+        a, start = noise(1, (3, 64, 64), seed=9 + seed, mean=0.5, std=0.2), noise(1, (3, 64, 64), seed=seed)
+        with torch.no_grad():
+            target = view(a)
+        errors = by_descent(match(view, target, scale=1.0), start).nan_to_num(nan=float("inf"))
+        best = errors.argmin().item()
+        for steps in (2, 5, 10, 15, 20, 30, 40, 50, 60, 80, 100):
+            found = optimise_input(match(view, target), Pixels(start.clone()), steps=steps, prior=(), points=0)
+            if (reached := found.rows["relative_error"].item()) <= errors[best]:
+                break
+        rows.append({"step size": STEP_SIZES[best].item(), "plain error": errors[best].item(), "our error": reached,
+                     "our steps": steps})  # fmt: skip
+    table = pd.DataFrame(rows)
+    print(
+        f"\n\nResNet-50, 64 pixels, {layer}: {STEPS} plain steps, and ours to the same\n{table.to_string(index=False)}"
+    )
+    assert table["plain error"].lt(1).all() and table["step size"].between(*STEP_SIZES[[1, -2]].tolist()).all()
