@@ -106,11 +106,11 @@ def heatmap(
     annotate: bool | None = None,
     limits: tuple[float, float] | None = None,
 ) -> Axes:
-    """Draw a table of numbers, rows by columns, in a scale of even steps (viridis) called `label`.
+    """Draw a table of numbers, rows by columns, in a scale of even steps called `label`.
 
     By default the numbers are written into the cells where there are at most 12 rows and columns. `limits` sets the
-    ends of the colour scale, for instance (0, 1) for a similarity. Cells are square unless one side is more than
-    twice the other.
+    ends of the colour scale, for instance (0, 1) for a similarity; where 0 is their middle, as of (-1, 1) for a
+    correlation, it is white. Cells are square unless one side is more than twice the other.
     """
     height, width = matrix.shape
     if not matrix.size:
@@ -118,7 +118,8 @@ def heatmap(
     annotate = max(height, width) <= 12 if annotate is None else annotate
     ax = ax or _axes(_side(width) + 2.2, _side(height) + 1.2)
     low, high = limits or (None, None)
-    seaborn.heatmap(matrix, ax=ax, cmap="viridis", vmin=low, vmax=high, annot=annotate, fmt=".2f",
+    colours = "RdBu_r" if limits and low == -high else "viridis"
+    seaborn.heatmap(matrix, ax=ax, cmap=colours, vmin=low, vmax=high, annot=annotate, fmt=".2f",
                     annot_kws={"size": 8}, square=0.5 <= height / width <= 2, cbar_kws={"label": label})  # fmt: skip
     _turn(ax, matrix.columns, width)
     ax.tick_params(axis="y", rotation=0, labelsize="small" if height > 20 else "medium")
@@ -240,7 +241,7 @@ def _axes(width: float, height: float) -> Axes:
 def _width(places: list[str], side_by_side: bool) -> float:
     """A figure's width in inches: room for the places and, beside them, the legend."""
     each = 0.11 * (max(map(len, places)) + 3) if side_by_side else 0.45
-    return min(max(4.5, each * len(places) + 1.0) + 2.0, 14.0)
+    return min(max(4.5, each * len(places) + 1.0) + 2.0, 10.0)
 
 
 def _side(count: int) -> float:

@@ -29,6 +29,7 @@ LEVELS = (
     "matching",
     "classifier stitching distillation extension inputs merging l2t",
     "comparison",
+    "atlas",
     "runs",
     "sweeps",
     "__main__",
