@@ -10,6 +10,8 @@ import shutil
 import socket
 import subprocess
 import sys
+from concurrent.futures import Future
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -191,7 +193,7 @@ def test_failed_and_killed_runs_do_not_stop_the_others(notebook, capsys):
     assert swept.rows.drop(columns="run").to_dict("records") == [
         {"seed": 2, "layer": "bn1", "accuracy": 0.5, "threads": "1"}]  # fmt: skip
     said = capsys.readouterr().err
-    assert "seed=2: killed by signal 9; it goes to the next free worker" in said
+    assert "seed=2: killed by signal 9; it will be done again" in said
     assert "1 runs finished, 1 failed. Table, figure and runs: data/sweeps/tiny-" in said
 
     failed = swept.folder / "runs" / swept.runs["run"][0]
@@ -266,6 +268,13 @@ def test_success_is_rows_of_a_finished_run(notebook, papermill, status):
     assert swept.rows.empty and not (swept.folder / "sweep.png").exists()
 
 
+def test_an_error_of_several_lines_is_told_in_one(notebook, papermill, monkeypatch, capsys):
+    monkeypatch.setattr(attempt, "_error", lambda *_: "BadValue: not as the notebook needs:\n  lr = -1: too small")
+    papermill.plan["bad"] = lambda job: (1, "")
+    sweep(notebook, {"layer": "bad"})
+    assert "s): BadValue: not as the notebook needs: lr = -1: too small\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("code", "what"), [(-9, "killed by signal 9"), (138, "its kernel died (is there enough memory?)")]
 )
@@ -315,6 +324,10 @@ def test_a_folder_is_for_one_sweep(notebook, papermill, tmp_path):
     with FileLock(folder / ".lock"), pytest.raises(BadValue) as caught:
         sweep(notebook, {"layer": "a"}, folder=folder)
     assert str(caught.value) == f"a sweep is at work in {folder}. Wait for it, or choose another folder."
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("")
+    with pytest.raises(BadValue, match="/other holds other things than a sweep. Choose another folder"):
+        sweep(notebook, {"layer": "a"}, folder=tmp_path / "other")
     (tmp_path / "file").write_text("")
     with pytest.raises(CannotWrite, match="could not make the folder .*/file/x: Not a directory. Choose another"):
         sweep(notebook, {"layer": "a"}, folder=tmp_path / "file" / "x")
@@ -378,6 +391,51 @@ def test_a_cluster_gives_the_same_table(notebook, papermill, tmp_path):
         there = sweep(notebook, grid, folder=tmp_path / "there", cluster=dask.scheduler_address)
     pd.testing.assert_frame_equal(there.rows, here.rows)
     pd.testing.assert_frame_equal(there.runs.drop(columns="seconds"), here.runs.drop(columns="seconds"))
+
+
+# The kernel's parent is papermill, and papermill's the worker.
+KILLS_THE_WORKER = """
+import os, pathlib, psutil, time
+once = pathlib.Path(os.environ["REPTRANS_DATA"], "once")
+if not once.exists():
+    once.touch()
+    psutil.Process().parent().parent().kill()
+    time.sleep(600)
+import pandas as pd
+from reptrans.runs import Run
+with Run("tiny", {"layer": layer}) as run:
+    run.rows(pd.DataFrame({"accuracy": [1.0]}))
+"""
+
+
+def test_a_run_survives_its_cluster_worker(notebook):
+    distributed = pytest.importorskip("distributed", reason="needs Dask: pip install 'reptrans[cluster]'")
+    write_notebook(notebook, KILLS_THE_WORKER)
+    with distributed.LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        protocol="tcp",
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        silence_logs=50,
+    ) as dask:
+        swept = sweep(notebook, {"layer": "a"}, cluster=dask.scheduler_address)
+    assert swept.runs["status"].tolist() == ["finished"] and swept.rows["accuracy"].tolist() == [1.0]
+
+
+def test_a_run_that_kills_every_worker_fails_in_the_end(tmp_path):
+    """Dask gives up by itself; whatever else a future raises is no outcome."""
+    scheduler = pytest.importorskip("distributed.scheduler", reason="needs Dask: pip install 'reptrans[cluster]'")
+    job, future = attempt.Job({"layer": "a"}, tmp_path, tmp_path, tmp_path), Future()
+    worker = SimpleNamespace(address="tcp://node:1")
+    future.set_exception(scheduler.KilledWorker("attempt", worker, 3))
+    outcome = engines.result(future, job)
+    assert outcome["status"] == "failed" and outcome["error"].startswith("every worker that took it died: ")
+    assert job.outcome() == outcome
+    future = Future()
+    future.set_exception(NotAvailable("no folder"))
+    with pytest.raises(NotAvailable, match="no folder"):
+        engines.result(future, job)
 
 
 def test_a_cluster_that_does_not_answer(notebook, papermill, monkeypatch):

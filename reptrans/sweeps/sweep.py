@@ -10,6 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -53,16 +54,16 @@ def sweep(
     """Run the notebook once for each of the `points` of grid and table, and gather the rows.
 
     Each run is a process of its own. One that fails is kept, with its notebook and error, and stops no other; one that
-    is killed is done again by the next free worker, three times at most. Runs that are done, or have failed, are not
-    done again when the sweep is started again, unless `retry` asks for the failed ones.
+    is killed is done again, three times at most. Runs that are done, or have failed, are not done again when the sweep
+    is started again, unless `retry` asks for the failed ones.
 
     `folder`: by default `<data>/sweeps/<notebook>-<hash>`, where the hash is of the notebook's code and all parameters.
     `workers`: how many runs at a time on this machine; None: one per GPU, else per core. `cluster`: instead, the
     address of a Dask scheduler. `axes`: columns to draw, of `x`, `y`, `hue`; see `draw`.
 
     Raises, before the first run starts: what `points` and the engines do; BadValue for a folder that holds another
-    sweep, or at which one is at work. Later: CannotWrite for a full disk, NotAvailable for a scheduler that has gone;
-    both end all runs, and finished ones stay.
+    sweep or anything else, or at which one is at work. Later: CannotWrite for a full disk, NotAvailable for a scheduler
+    that has gone; both end all runs, and finished ones stay.
     """
     notebook = Path(notebook)
     record = _record(notebook, points(notebook, grid, table))
@@ -106,12 +107,14 @@ def _alone(folder: Path, record: dict[str, Any]) -> Iterator[None]:
         raise CannotWrite(f"could not make the folder {folder}: {error.strerror}. Choose another folder.") from error
     with lock:
         if (folder / "run.json").is_file():
-            held = json.loads((folder / "run.json").read_text())["parameters"]
+            held = json.loads((folder / "run.json").read_text()).get("parameters", {})
             if held.get("key") != record["key"]:
                 raise BadValue(
                     f"{folder} holds another sweep ({held.get('notebook')}, {len(held.get('runs', []))} runs): its "
                     "notebook or its parameters differ. Choose another folder, or none for one of its own."
                 )
+        elif any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise BadValue(f"{folder} holds other things than a sweep. Choose another folder, or none.")
         yield
 
 
@@ -129,7 +132,7 @@ def _do(jobs: list[Job], submit: engines.Submit) -> None:
     try:
         for number, (job, outcome) in enumerate(_outcomes(missing, submit), start=1):
             left = (time.monotonic() - started) / number * (len(missing) - number)
-            error = f": {outcome['error'].splitlines()[0]}" if outcome["error"] else ""
+            error = f": {shorten(outcome['error'], 300)}" if outcome["error"] else ""
             rest = f"; about {left / 60:.0f} min left" if left > 90 else ""
             _say(f"[{number}/{len(missing)}] {outcome['status']} {job.label} ({outcome['seconds']} s{rest}){error}")
     except CannotWrite as error:
@@ -148,7 +151,7 @@ def _outcomes(jobs: Iterable[Job], submit: engines.Submit) -> Iterator[tuple[Job
             outcome = engines.result(future, job)
             tries[job.name] += 1
             if outcome["status"] == "killed" and tries[job.name] < _TRIES:
-                _say(f"{job.label}: {outcome['error']}; it goes to the next free worker")
+                _say(f"{job.label}: {outcome['error']}; it will be done again")
                 waiting[submit(job)] = job
             elif outcome["status"] == "killed":
                 yield job, job.keep(outcome | {"status": "failed", "error": f"{outcome['error']}, {_TRIES} times"})
