@@ -17,7 +17,7 @@ STRIP := --keep-output --keep-count --keep-id \
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test book outputs readme lint format bench clean
+.PHONY: help env run test book outputs full readme lint format bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -57,6 +57,9 @@ outputs: $(DONE)  ## run every notebook with its defaults and store its outputs
 	  $(BIN)/nbstripout $(STRIP) "$$new"; \
 	  mv "$$new" "$$nb"; \
 	done
+
+full: $(DONE)  ## the runs beside the notebooks: RUN=l2t_ww_cifar10, or all at full scale (a GPU, days)
+	@$(BIN)/python book/full.py $(RUN)
 
 readme: $(DONE)  ## fill the parameters table of the README from the notebook
 	$(BIN)/python tests/readme_table.py
