@@ -1,0 +1,104 @@
+"""What is cited exists, what exists is cited, and a paper that the code or the book names is in the bibliography."""
+
+import ast
+import re
+import unicodedata
+from functools import cache
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted((ROOT / "book").glob("*.md"))
+NOTEBOOKS = sorted([*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "book" / "runs").glob("*.ipynb")])
+MODULES = sorted((ROOT / "reptrans").rglob("*.py"))
+
+ENTRY = re.compile(r"@\w+\{(\w+),\n(.*?)\n\}", re.DOTALL)
+FIELD = re.compile(r"^\s*(\w+)\s*=\s*\{(.*)\},?$", re.MULTILINE)
+CITATION = re.compile(r"\{cite(?::[pt])?\}`([^`]+)`")
+# "Li and Hoiem 2016", "Chen et al., NeurIPS 2017", "Olah, Mordvintsev & Schubert (2017)": last name given, year.
+NAMED = re.compile(
+    r"\b([A-ZÀ-Ž][\w’-]+)(?: et al\.?)?(?:'s)?,? \(?(?:(?:NeurIPS|CVPR|ICCV|ICML|ICLR|AAAI) )?((?:19|20)\d\d)\b"
+)
+NO_AUTHORS = {"VOC"}  # data sets with a year
+
+
+@cache
+def entries() -> dict[str, dict[str, str]]:
+    found = ENTRY.findall((ROOT / "book" / "references.bib").read_text())
+    return {key: dict(FIELD.findall(body)) for key, body in found}
+
+
+def plain(text: str) -> str:
+    """Without accents, LaTeX's or Unicode's, and braces."""
+    text = re.sub(r"\\[\"'`^~H=.]\s*\{?(\w)\}?", r"\1", text)
+    text = unicodedata.normalize("NFKD", text)
+    return "".join(c for c in text if not unicodedata.combining(c)).replace("{", "").replace("}", "")
+
+
+@cache
+def texts() -> dict[str, str]:
+    """All prose by file: pages, text cells, docstrings."""
+    found = {str(path.relative_to(ROOT)): path.read_text() for path in PAGES}
+    for path in NOTEBOOKS:
+        cells = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown"]
+        found[str(path.relative_to(ROOT))] = "\n".join(cells)
+    holders = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    for path in MODULES:
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, holders)]
+        found[str(path.relative_to(ROOT))] = "\n".join(ast.get_docstring(node) or "" for node in nodes)
+    return found
+
+
+def cited() -> set[str]:
+    return {key.strip() for text in texts().values() for keys in CITATION.findall(text) for key in keys.split(",")}
+
+
+def known(name: str, year: int) -> bool:
+    """Whether an entry's authors hold the name; a preprint may be a year older than the paper, or its year be named."""
+    return any(
+        re.search(rf"\b{re.escape(plain(name))}\b", plain(entry["author"])) and abs(int(entry["year"]) - year) <= 1
+        for entry in entries().values()
+    )
+
+
+def test_every_citation_has_an_entry():
+    assert cited() - set(entries()) == set()
+
+
+def test_every_entry_is_cited():
+    assert set(entries()) - cited() == set()
+
+
+def test_no_key_stands_twice():
+    keys = re.findall(r"^@\w+\{(\w+),", (ROOT / "book" / "references.bib").read_text(), re.MULTILINE)
+    assert sorted(keys) == sorted(entries())
+
+
+@pytest.mark.parametrize(("key", "entry"), entries().items(), ids=entries())
+def test_entry_says_who_what_when_and_where(key, entry):
+    assert {"author", "title", "year"} <= set(entry)
+    assert {"booktitle", "journal", "howpublished", "note"} & set(entry)
+    assert re.search(rf"{entry['year']}", key), f"{key} appeared in {entry['year']}"
+
+
+@pytest.mark.parametrize("place", texts())
+def test_every_paper_named_is_in_the_bibliography(place):
+    named = {(name, int(year)) for name, year in NAMED.findall(texts()[place]) if name not in NO_AUTHORS}
+    assert {(name, year) for name, year in named if not known(name, year)} == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("Source: Li and Hoiem 2016.", "Hoiem"),
+        ("(Chen et al., NeurIPS 2017)", "Chen"),
+        ("Olah, Mordvintsev & Schubert (2017), lucid", "Schubert"),
+        ("Székely et al. 2007", "Székely"),
+        ("Tian et al.'s (2020)", "Tian"),
+    ],
+)
+def test_names_are_found(text, name):
+    assert NAMED.findall(text)[0][0] == name
+    assert not NAMED.findall("in 2016 and of 1000 images")
