@@ -1,10 +1,10 @@
 """What every notebook shares: parameters checked before any work, progress where somebody watches, quiet output.
 
-class P(Parameters):
-    layer: Literal["bn1", "bn2"] = "bn1"
-    seed: int = 0
+    class P(Parameters):
+        layer: Literal["bn1", "bn2"] = "bn1"
+        seed: int = 0
 
-p = parameters(P)
+    p = parameters(P)
 """
 
 import ast

@@ -1,20 +1,49 @@
-"""One thread, and the real data that some tests need: below $REPTRANS_SHARED, or ../shared beside the checkout."""
+"""One thread, the book as it is built once for all tests, and the real data that some tests need.
+
+Those lie below $REPTRANS_SHARED, or in ../shared beside the checkout.
+"""
 
 import os
+import subprocess
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
 
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Book(NamedTuple):
+    """The folder of the built site, and what the strict build said against it: "" where it succeeded."""
+
+    site: Path
+    complaint: str
+
+
+@pytest.fixture(scope="session")
+def book(tmp_path_factory) -> Book:
+    folder = tmp_path_factory.mktemp("book")
+    program = Path(sysconfig.get_path("scripts")) / "jupyter-book"
+    command = [program, "build", str(ROOT), "--toc", str(ROOT / "book" / "_toc.yml"), "--path-output", str(folder)]
+    build = subprocess.run(
+        [*command, "-W", "-n", "--keep-going"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"NO_COLOR": "1", "PYTHONUTF8": "1"},
+        timeout=600,
+    )
+    return Book(folder / "_build" / "html", build.stdout + build.stderr if build.returncode else "")
+
 
 @pytest.fixture(scope="session")
 def shared() -> Callable[[str], Path]:
     """shared("data/MNIST"): that path of the shared data; the test is skipped where it is absent."""
-    checkout = Path(__file__).resolve().parent.parent
-    root = Path(os.environ.get("REPTRANS_SHARED") or checkout.parent / "shared")
+    root = Path(os.environ.get("REPTRANS_SHARED") or ROOT.parent / "shared")
 
     def find(relative: str) -> Path:
         if not (root / relative).exists():

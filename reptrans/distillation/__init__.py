@@ -1,8 +1,8 @@
 """Distillation of features: the survey's methods as values, made of taps, transforms, distances, matches and stages.
 
-teacher = Teacher(net, loader)
-pair = Pair.of(student, teacher, images)
-student, rows = distill(student, teacher, METHODS["nst"](pair), loader, Plan(epochs=60))
+    teacher = Teacher(net, loader)
+    pair = Pair.of(student, teacher, images)
+    student, rows = distill(student, teacher, METHODS["nst"](pair), loader, Plan(epochs=60))
 """
 
 from reptrans.attribution import attention_maps, map_agreement

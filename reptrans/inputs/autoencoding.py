@@ -198,7 +198,7 @@ class _Bench:
     def _trained(self, draw: int) -> nn.Module:
         weights = self.p.weights
         if weights == "dataset":
-            return trained(self.p.model, self.dataset, draw, folder=self.folder)
+            return trained(self.p.model, self.dataset, draw, folder=self.folder, device=self.p.device)
         if "." in weights or "/" in weights:
             return load_network(self._built(0), weights).eval()
         return build(self.p.model, weights=weights).eval()
