@@ -1,5 +1,7 @@
 """What every notebook shares: parameters checked before any work, progress where somebody watches, quiet output.
 
+In a notebook:
+
     class P(Parameters):
         layer: Literal["bn1", "bn2"] = "bn1"
         seed: int = 0

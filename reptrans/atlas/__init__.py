@@ -1,5 +1,7 @@
 """The atlas: every layer of pairs of networks by cheap measures and by what costs a training, and how the two agree.
 
+In a notebook, with its run:
+
     rows = atlas(p, dataset, run.checkpoint)
     table = rank_correlations(rows, given="depth")
 """

@@ -1,5 +1,7 @@
 """Distillation of features: the survey's methods as values, made of taps, transforms, distances, matches and stages.
 
+In a few lines:
+
     teacher = Teacher(net, loader)
     pair = Pair.of(student, teacher, images)
     student, rows = distill(student, teacher, METHODS["nst"](pair), loader, Plan(epochs=60))
