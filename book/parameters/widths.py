@@ -1,4 +1,4 @@
-"""Linear layers of one width, narrower or wider than an 8 x 8 image, for the runs input_autoencoding_narrow and _wide."""
+"""Linear layers of one width for the runs input_autoencoding_narrow and _wide: narrower or wider than 8 x 8 pixels."""
 
 from torch import nn
 
