@@ -164,3 +164,14 @@ def test_a_target_that_cannot_start_from_the_source_is_refused(source):
     p = L2TRun(**SMALL, model="cnn3_w4")
     with pytest.raises(BadValue, match="none can start from it"):
         transfer_of(p, METHODS["fine_tuning"], source, tasks(p)[1], 0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_what_its_name_says(name):
+    method, words = METHODS[name], name.split("_")
+    assert method.answers == ("lwf" in words) and method.attention == ("at" in words)
+    assert method.matching == (words[0] in ("fm", "l2t")) and method.what == (words[0] == "l2t")
+    assert method.where == ("ww" in words) and method.starts == (name == "fine_tuning")
+    paired = method.matching or method.attention
+    kind = "single" if "single" in words else "all" if {"all", "ww"} & set(words) else "one_to_one"
+    assert method.pairs == (kind if paired else "")
