@@ -15,8 +15,9 @@ import pytest
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # No name is looked up but this machine's: whatever a page asks of another host fails.
 ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]  # fmt: skip
 
 PATIENCE = 180_000  # ms: how long a page may take on a busy machine before it counts as stuck
