@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m reptrans", description="What can be named in a parameter, and sweeps."
     )
-    commands = parser.add_subparsers(required=True, metavar="command")
+    commands = parser.add_subparsers(required=True, metavar="{layers,networks,datasets,sweep}")
     layers = commands.add_parser("layers", help="the layers of a network, and where it can be cut")
     layers.add_argument("network", help="a name, torchvision/NAME or module:function")
     layers.add_argument("--image-size", type=int, help="side of the images (default: 32; torchvision's networks: 224)")

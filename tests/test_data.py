@@ -8,13 +8,14 @@ import os
 import shutil
 import sys
 import tarfile
+import urllib.request
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from reptrans.data import Dataset, Loader, Split, Streamed, folder, load_dataset
+from reptrans.data import Dataset, Loader, Split, Streamed, dataset_names, folder, load_dataset
 from reptrans.data.augment import PAD, Draws, crop, cutout, flip
 from reptrans.data.dataset import measured_statistics
 from reptrans.data.resize import resized
@@ -435,6 +436,7 @@ def test_without_network_the_message_says_what_to_put_where(name, into, files, d
     # Nothing listens on the discard port, so every connection is refused at once.
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setattr(urllib.request, "_opener", None)  # an earlier download's, which knows other proxies
     with pytest.raises(NotAvailable) as raised:
         load_dataset(name)
     refused = f"<urlopen error [Errno {errno.ECONNREFUSED}] {os.strerror(errno.ECONNREFUSED)}>"
@@ -452,8 +454,8 @@ def test_without_network_the_message_says_what_to_put_where(name, into, files, d
             "cifar01",
             {},
             UnknownName,
-            "there is no data set 'cifar01'. Did you mean 'cifar10' or 'cifar100'? Possible: digits, mnist, "
-            "fashion_mnist, cifar10, cifar100, svhn, stl10, celeba, folder:PATH",
+            "there is no data set 'cifar01'. Did you mean 'cifar10' or 'cifar100'? Possible: "
+            + ", ".join([*dataset_names(), "folder:PATH"]),
         ),
         (
             "digits",
@@ -740,3 +742,7 @@ def test_somebody_at_a_terminal_sees_a_bar(monkeypatch):
     assert interactive()
     assert list(progress(iter("abc"), "reading", 3)) == ["a", "b", "c"]
     assert "reading" in terminal.getvalue() and "/3" in terminal.getvalue()
+
+
+def test_a_split_is_shown_in_one_line():
+    assert repr(grey_split(4)) == "Split(4 images (1, 6, 6) uint8)"

@@ -9,7 +9,7 @@ from torch import Tensor
 from reptrans.errors import BadValue, ShapeMismatch
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Split:
     """Images (n, c, h, w) uint8 with labels (n,) int64, or (n, k) uint8 for k yes-or-no labels.
 
@@ -29,6 +29,9 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __repr__(self) -> str:
+        return f"Split({len(self)} images {self.shape} {str(self.images.dtype).removeprefix('torch.')})"
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -41,6 +41,8 @@ def distill(
     `look_every`-th epoch of a stage and after its last; NaN otherwise.
     Raises BadValue, LayerNotFound, ShapeMismatch before the first step; Diverged.
     """
+    if isinstance(teachers, nn.Module):
+        raise BadValue(f"the teacher is a bare {type(teachers).__name__}. Give Teacher(net, loader).")
     teachers = (teachers,) if isinstance(teachers, Teacher) else tuple(teachers)
     _check(student, teachers, method, loader, plan)
     start, tables = deepcopy(student), []

@@ -1,7 +1,7 @@
 """How alike two representations of the same examples are, streamed or at once, and how alike two networks' answers.
 
-`MEASURES` lists what there is; each is a function of x (n, p) and y (n, q). `Moments` and `Grams` stream, `compare`
-runs two networks over the same images and gives all pairs of their layers.
+`MEASURES` lists what there is; the `function` of each takes x (n, p) and y (n, q). `Moments` and `Grams` stream,
+`compare` runs two networks over the same images and gives all pairs of their layers.
 """
 
 from reptrans.similarity.agreement import (

@@ -376,3 +376,8 @@ def test_a_weight_may_follow_the_progress_of_its_stage(pair):
     steps = torch.arange(12, dtype=torch.float64)
     expected = (1 - steps / 12).view(4, 3).mean(1)
     assert rows["x"].tolist() == pytest.approx(expected.tolist())
+
+
+def test_a_bare_network_is_no_teacher(pair):
+    with pytest.raises(BadValue, match=r"^the teacher is a bare \w+\. Give Teacher\(net, loader\)\.$"):
+        distill(pair.student, pair.teachers[0].net, Method("mine", [Stage([logits()])]), pair.teachers[0].loader, PLAN)
