@@ -120,7 +120,11 @@ def trained(
 
 
 class TrainingParameters(DatasetParameters):
-    """The data set, and how the networks of an experiment are trained on it; the subclass says `dtype` and `device`."""
+    """The data set, and how the networks of an experiment are trained on it, once; see Plan.
+
+    `train_lr`: the highest learning rate of SGD. `train_augment`: none, standard, or some of flip, crop and cutout. The
+    experiment, which inherits, says `dtype` and `device`.
+    """
 
     train_epochs: int = Field(4, ge=1)
     train_lr: float = Field(0.1, gt=0)

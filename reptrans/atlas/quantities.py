@@ -12,7 +12,7 @@ from reptrans.comparison import each_pair, same_layers
 from reptrans.data import Dataset
 from reptrans.distillation import METHODS, Method, Pair, capped, distill, loaders, make_method
 from reptrans.errors import BadValue
-from reptrans.inputs import autoencode
+from reptrans.inputs import AutoencodingRun, autoencode
 from reptrans.l2t import Matching, train_one
 from reptrans.l2t.subsets import smaller
 from reptrans.layers import cuttable_layers
@@ -25,6 +25,7 @@ from reptrans.training import pick_device
 
 FEWEST_LAYERS = 4
 _STITCHED = {"least squares": "", "task loss": ", trained"}
+_STUDENTS = 10_000  # their seeds begin here, so that none has the weights of a teacher, which may be of the same kind
 
 Keep = Callable[[str], Path]
 
@@ -118,8 +119,10 @@ class _Lesson:
         self.teacher = Teacher(net.to(device, self.plan.dtype), self.train)
 
     def student(self) -> nn.Module:
-        """The untrained student; its seed is none of a teacher's, which may be of the same kind."""
-        return _student(self.p, self.few, self.seed).to(self.train.device, self.plan.dtype)
+        """The untrained student."""
+        few = self.few
+        shape = {"num_classes": few.num_classes, "in_channels": few.channels, "image_size": few.image_size}
+        return build(self.p.student, **shape, seed=_STUDENTS + self.seed).to(self.train.device, self.plan.dtype)
 
     def method(self, layer: str) -> Method:
         """The method with that layer of the teacher as all its positions, its losses capped."""
@@ -149,26 +152,22 @@ def _gains(p: AtlasRun, net: nn.Module, few: Dataset, seed: int, layers: list[st
     return pd.DataFrame({"layer": layers, "value": gains})
 
 
-def _kept(p) -> pd.DataFrame:
+def _kept(p: AutoencodingRun) -> pd.DataFrame:
     found = autoencode(p).rows.groupby("layer", sort=False)["correlation"].mean()
     return found.rename("value").reset_index()
 
 
-def _pair_weights(p: AtlasRun, net: nn.Module, few: Dataset, seed: int, layers: list[str], folder: Path):
+def _pair_weights(
+    p: AtlasRun, net: nn.Module, few: Dataset, seed: int, layers: list[str], folder: Path
+) -> pd.DataFrame:
     settings, targets = p.l2t(layers), names(p.student_layers)
-    # As in distillation, the student's seed is none of a source's.
-    _, _, rows = train_one(settings, "l2t_ww", net.to(**settings.place), few, 10_000 + seed, folder)
+    _, _, rows = train_one(settings, "l2t_ww", net.to(**settings.place), few, _STUDENTS + seed, folder)
     last = rows.iloc[-1]
     return pd.DataFrame({"layer": layers, "value": [last[[f"{s} > {t}" for t in targets]].mean() for s in layers]})
 
 
 def _few(p: AtlasRun, dataset: Dataset, seed: int) -> Dataset:
     return replace(dataset, train=dataset.train.limit(p.labelled, seed, dataset.classes))
-
-
-def _student(p: AtlasRun, d: Dataset, seed: int) -> nn.Module:
-    shape = {"num_classes": d.num_classes, "in_channels": d.channels, "image_size": d.image_size}
-    return build(p.student, **shape, seed=10_000 + seed)
 
 
 def _only(layer: str) -> Positions:

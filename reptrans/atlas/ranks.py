@@ -51,7 +51,9 @@ def rank_correlations(
     ])  # fmt: skip
 
 
-def partial_correlation(r_xy, r_xz, r_yz):
+def partial_correlation(
+    r_xy: float | np.ndarray, r_xz: float | np.ndarray, r_yz: float | np.ndarray
+) -> float | np.ndarray:
     """(r_xy - r_xz r_yz) / sqrt((1 - r_xz²)(1 - r_yz²)): what is left of r_xy for fixed z, in [-1, 1].
 
     Of ranks, the correlation of what a straight line through the ranks of z leaves of those of x and y. Numbers or
