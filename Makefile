@@ -17,7 +17,7 @@ STRIP := --keep-output --keep-count --keep-id \
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test book outputs full readme lint format bench clean
+.PHONY: help env run test portable book outputs networks full readme lint format bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,9 @@ run: $(DONE)  ## one notebook with the given parameters: NB= and ARGS=
 test: $(DONE)  ## unit tests, notebooks against their stored outputs, strict build of the book
 	$(BIN)/python -m pytest
 
+portable: $(DONE)  ## whether the notebooks print the same under the arithmetic of other processors
+	$(BIN)/python tests/portable.py
+
 book: $(DONE)  ## the site, in _build/html
 	$(BIN)/jupyter-book build . --toc book/_toc.yml -W -n --keep-going
 
@@ -57,6 +60,9 @@ outputs: $(DONE)  ## run every notebook with its defaults and store its outputs
 	  $(BIN)/nbstripout $(STRIP) "$$new"; \
 	  mv "$$new" "$$nb"; \
 	done
+
+networks: $(DONE)  ## train the networks that are shipped again
+	$(BIN)/python tests/default_networks.py
 
 full: $(DONE)  ## the runs beside the notebooks: RUN=l2t_ww_cifar10, or all at full scale (a GPU, days)
 	@$(BIN)/python book/full.py $(RUN)

@@ -9,6 +9,8 @@ import os
 import shutil
 import tempfile
 
+pytest_plugins = ["tolerating"]
+
 _data = tempfile.mkdtemp(prefix="reptrans-tests-")
 atexit.register(shutil.rmtree, _data, ignore_errors=True)
 

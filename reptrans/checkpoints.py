@@ -92,20 +92,25 @@ def trained(
     augment: str = "none",
     folder: str | Path | None = None,
     device: str = "cpu",
+    shipped: bool = True,
 ) -> nn.Module:
     """The network `model` trained on the Dataset: loaded if it was trained before, else trained once and kept.
 
     `seed` decides the initial weights, `batch_seed` (None: the same number) order and augmentation. `plan` and
-    `batch_size`: None for `default_recipe`. `folder`: None for `reptrans.paths.networks_root()`. The file is named
-    after model, dataset, seed and a hash of all that changes the result, and holds recipe and rows as metadata. An
-    interrupted training goes on from its last whole epoch. Returned in eval mode, on `device`, in the plan's precision.
+    `batch_size`: None for `default_recipe`, with `seed`. `folder`: None for `reptrans.paths.networks_root()`. The file
+    is named after model, dataset, seed and a hash of all that changes the result, and holds recipe, rows and a digest
+    of recipe and weights as metadata. The networks of the notebooks' defaults are shipped with the package and need no
+    training, unless `shipped` is False. An interrupted training goes on from its last whole epoch. Returned in eval
+    mode, on `device`, in the plan's precision. Raises BadCheckpoint for a file whose recipe or digest does not fit.
     """
-    usual_plan, usual_size = default_recipe(dataset)
+    usual_plan, usual_size = default_recipe(dataset, seed)
     plan, batch_size = plan or usual_plan, batch_size or usual_size
     batch_seed = seed if batch_seed is None else batch_seed
     order = {"batch_size": batch_size, "batch_seed": batch_seed, "augment": augment}
     recipe = {"model": model, "dataset": fingerprint(dataset), "seed": seed, **order, "plan": asdict(plan)}
     path = Path(folder or paths.networks_root()) / _file_name(model, dataset, seed, recipe)
+    if shipped and (own := paths.shipped_networks() / path.name).is_file():
+        path = own
     device = pick_device(str(device))
     shape = {"num_classes": dataset.num_classes, "in_channels": dataset.channels, "image_size": dataset.image_size}
     net = build(model, **shape, seed=seed).to(plan.dtype)
@@ -135,23 +140,27 @@ class TrainingParameters(DatasetParameters):
     def train_plan(self, seed: int) -> Plan:
         """The plan of these parameters, in the precision of the experiment."""
         return Plan(
-            epochs=self.train_epochs, lr=self.train_lr, schedule=self.train_schedule, precision=self.dtype, seed=seed
-        )
+            epochs=self.train_epochs, lr=self.train_lr, schedule=self.train_schedule, precision=self.dtype,
+            portable=True, seed=seed,
+        )  # fmt: skip
+
+    def recipe(self, seed: int) -> dict:
+        """What `trained` is told of these parameters."""
+        return {"plan": self.train_plan(seed), "batch_size": self.train_batch_size, "augment": self.train_augment}
 
     def trained(self, model: str, dataset: Dataset, seed: int, folder: Path | None = None) -> nn.Module:
         """`trained` by these parameters."""
-        order = {"batch_size": self.train_batch_size, "augment": self.train_augment}
-        return trained(model, dataset, seed, plan=self.train_plan(seed), **order, folder=folder, device=self.device)
+        return trained(model, dataset, seed, **self.recipe(seed), folder=folder, device=self.device)
 
 
-def default_recipe(dataset: Dataset) -> tuple[Plan, int]:
+def default_recipe(dataset: Dataset, seed: int = 0) -> tuple[Plan, int]:
     """Plan and batch size of `trained`: seconds on one core for up to 5,000 images, else the defaults of Plan and 128.
 
-    The short one is in float64, so that every printed digit is the same on every CPU.
+    The short one is in float64 and portable, so that the weights are the same on every CPU.
     """
     if len(dataset.train) <= 5000:
-        return Plan(epochs=4, lr=0.1, schedule="one_cycle", precision="float64"), 50
-    return Plan(), 128
+        return Plan(epochs=4, lr=0.1, schedule="one_cycle", precision="float64", portable=True, seed=seed), 50
+    return Plan(seed=seed), 128
 
 
 def fingerprint(dataset: Dataset) -> str:
@@ -168,6 +177,15 @@ def fingerprint(dataset: Dataset) -> str:
     digest.update(repr((tuple(dataset.mean), tuple(dataset.std))).encode())
     sides = "x".join(str(size) for size in images.shape[1:])
     return f"{dataset.name}-{len(train)}-{len(dataset.test)}-{sides}-{digest.hexdigest()[:8]}"
+
+
+def digest(recipe: dict, state: State) -> str:
+    """16 hex digits that tell whether a file still holds what was trained by `recipe`: of it and of all weights."""
+    found = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
+    for name, value in sorted(state.items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 @contextmanager
@@ -256,7 +274,9 @@ def _file_name(model: str, dataset: Dataset, seed: int, recipe: dict) -> str:
 
 
 def _keep(net: nn.Module, path: Path, partial: Path, recipe: dict, rows: pd.DataFrame) -> None:
-    save_tensors(path, dict(net.state_dict()), {"recipe": recipe, "rows": rows.to_dict("records")})
+    state = dict(net.state_dict())
+    found = {"recipe": recipe, "rows": rows.to_dict("records"), "digest": digest(recipe, state)}
+    save_tensors(path, state, found)
     partial.unlink(missing_ok=True)
 
 
@@ -264,4 +284,9 @@ def _load_own(net: nn.Module, path: Path, recipe: dict) -> None:
     state, meta = load_tensors(path)
     if meta.get("recipe") != json.loads(json.dumps(recipe)):
         raise BadCheckpoint(f"{path} is not of the recipe its name stands for. Delete it, and it is trained again.")
+    if (there := meta.get("digest")) != (here := digest(recipe, state)):
+        raise BadCheckpoint(
+            f"{path}: its digest is {there}, but {here} is that of its weights and of its recipe ({meta['recipe']}). "
+            "The file was changed after it was written. Delete it, and it is trained again."
+        )
     copy_weights(net, state, path)

@@ -51,7 +51,7 @@ class ClassifierRun(Parameters):
     def plan(self, seed: int) -> Plan:
         return Plan(
             epochs=self.epochs, lr=self.lr, weight_decay=self.weight_decay, optimiser=self.optimiser,
-            schedule=self.schedule, precision=self.dtype, seed=seed,
+            schedule=self.schedule, precision=self.dtype, portable=True, seed=seed,
         )  # fmt: skip
 
 

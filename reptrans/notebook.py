@@ -10,6 +10,7 @@ In a notebook:
 """
 
 import ast
+import math
 import reprlib
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -130,11 +131,12 @@ def as_text(table: pd.DataFrame, digits: int = 4) -> str:
     return repr(_Shown(table, digits))
 
 
-def spread(rows: pd.DataFrame, by: list[str], values: list[str], digits: int = 3) -> pd.DataFrame:
+def spread(rows: pd.DataFrame, by: list[str], values: list[str], digits: int = 4) -> pd.DataFrame:
     """A table for reading: for every combination of `by`, in the order met, each value as "mean ± sd", and the count.
 
-    sd is the sample standard deviation over the rows of the combination; a single row shows its value alone, and a
-    value that no row has shows as nothing.
+    sd is the sample standard deviation over the rows of the combination. It shows two digits and the mean as many
+    decimals, but no more than `digits`; a single row shows its value alone, with three decimals, and a value that no
+    row has shows as nothing.
     """
     groups = rows.groupby(by, sort=False)
 
@@ -142,13 +144,23 @@ def spread(rows: pd.DataFrame, by: list[str], values: list[str], digits: int = 3
         column = column.dropna()
         if column.empty:
             return ""
-        mean = f"{round(column.mean(), digits) + 0.0:.{digits}f}"
-        if len(column) == 1:
-            return mean
-        return f"{mean}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{column.std():.{digits}f}"
+        sd = column.std() if len(column) > 1 else math.nan
+        places = _decimals(sd, digits)
+        mean = f"{round(column.mean(), places) + 0.0:.{places}f}"
+        return mean if math.isnan(sd) else f"{mean}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{sd:.{places}f}"
 
     table = groups[values].agg(cell).reset_index()
     return table.assign(n=groups.size().to_numpy())
+
+
+def _decimals(sd: float, most: int) -> int:
+    """So many that two digits of `sd` show, from 0 to `most`; of no number, three or fewer."""
+    if math.isnan(sd):
+        return min(3, most)
+    if not 0 < sd < math.inf:
+        return most
+    # From the printed form, where .0996 counts as .10.
+    return min(most, max(0, 1 - int(f"{sd:.1e}".partition("e")[2])))
 
 
 class _Shown:

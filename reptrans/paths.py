@@ -28,6 +28,11 @@ def networks_root() -> Path:
     return data_root() / "networks"
 
 
+def shipped_networks() -> Path:
+    """The folder of the networks that come with the package."""
+    return Path(__file__).resolve().parent / "shipped"
+
+
 def runs_root() -> Path:
     """The folder where every run leaves its own folder: `REPTRANS_RUNS` (a sweep sets it), else in `data_root()`."""
     given = os.environ.get("REPTRANS_RUNS")

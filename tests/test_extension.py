@@ -616,7 +616,7 @@ def small(seed: int) -> nn.Module:
     return build("cnn3_w8", num_classes=10, in_channels=1, image_size=8, seed=seed)
 
 
-PLAN = Plan(epochs=12, lr=0.1, schedule="one_cycle", precision="float64")
+PLAN = Plan(epochs=16, lr=0.1, schedule="one_cycle", precision="float64")
 
 
 @pytest.fixture(scope="module")

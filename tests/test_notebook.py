@@ -193,3 +193,21 @@ def test_spread_says_mean_sd_and_count():
         "none": ["", ""],
         "n": [2, 1],
     }
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.8, 0.83], "0.815 ± 0.021"),
+        ([0.9, 1.04], "0.970 ± 0.099"),
+        ([0.9, 1.041], "0.97 ± 0.10"),
+        ([260.0, 300.0], "280 ± 28"),
+        ([6.0, 8.0], "7.0 ± 1.4"),
+        ([1.0, 1.00001], "1.0000 ± 0.0000"),
+        ([1.0, 1.0], "1.0000 ± 0.0000"),
+        ([0.5], "0.500"),
+    ],
+)
+def test_spread_shows_two_digits_of_the_sd(values, expected):
+    table = spread(pd.DataFrame({"layer": "a", "score": values}), ["layer"], ["score"])
+    assert table["score"][0].replace("\N{NO-BREAK SPACE}", " ") == expected

@@ -6,15 +6,18 @@ as it is.
 
 import importlib
 import re
+import tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 from papermill import inspect_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 MOST_LINES, MOST_COLUMNS, MOST_BYTES = 25, 79, 1_000_000
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -50,6 +53,18 @@ def test_holds_no_traces_of_the_run(path):
     notebook = nbformat.read(path, 4)
     assert not {"papermill", "widgets"} & set(notebook.metadata)
     assert not [cell.id for cell in notebook.cells if {"papermill", "execution"} & set(cell.metadata)]
+
+
+@each_notebook
+def test_says_for_which_versions_its_outputs_hold(path):
+    """In its metadata, by hand: `outputs_hold_for`, widened after `tests/portable.py` was run with another version."""
+    ranges = nbformat.read(path, 4).metadata.get("outputs_hold_for", {})
+    assert set(ranges) == {"python", "torch", "torchvision"}, f"{path.name} does not say for which versions it holds"
+    for name, text in ranges.items():
+        assert SpecifierSet(text), f"{path.name}: {name} {text!r} is no range of versions"
+    oldest = {re.split("[><=]", need)[0]: need for need in PROJECT["dependencies"] if ">" in need}
+    for name in ("torch", "torchvision"):
+        assert ranges[name].split(",")[0] == oldest[name].removeprefix(name), f"{path.name}: {name}"
 
 
 @each_notebook

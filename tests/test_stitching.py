@@ -40,7 +40,7 @@ from reptrans.stitching.direct import DIRECT
 from reptrans.stitching.frozen import collect_moments, kept
 from reptrans.training import Plan, accuracy, classification_loss, evaluate, predict
 
-PLAN = Plan(epochs=4, lr=0.1, schedule="one_cycle", precision="float64")
+PLAN = Plan(epochs=4, lr=0.1, schedule="one_cycle", precision="float64", portable=True)
 QUICK = {"direct": "", "epochs": 0, "batch_size": 100, "dtype": "float64", "device": "cpu"}
 RUN = {"image_size": 8, "limit": 60, "front_model": "cnn3_w4", "end_model": "cnn3_w4", "train_batch_size": 20}
 

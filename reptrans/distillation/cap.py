@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 
-import torch
 from torch import nn
 
 from reptrans.data import Batch
 from reptrans.distillation.distill import StageObjective
 from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.matching import CrossEntropy, Match
+from reptrans.randomness import drawing
 
 
 def capped(method: Method, pair: Pair, batch: Batch, share: float = 0.1) -> Method:
@@ -29,8 +29,7 @@ def capped(method: Method, pair: Pair, batch: Batch, share: float = 0.1) -> Meth
 def _capped(stage: Stage, student: nn.Module, pair: Pair, batch: Batch, built: dict, share: float) -> Stage:
     scaled = [loss for loss in stage.matches if loss.student_taps != ("out",)]
     task = [loss for loss in stage.losses if isinstance(loss, CrossEntropy)]
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+    with drawing(0):
         objective = StageObjective(student, pair.teachers, stage, batch, built, set())
     if not scaled or not task:
         return stage

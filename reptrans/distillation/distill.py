@@ -14,6 +14,7 @@ from reptrans.data import Batch, Dataset, Loader
 from reptrans.distillation.method import Method, Stage
 from reptrans.errors import BadValue
 from reptrans.matching import CrossEntropy, Learned, Match, Seen, Teacher, check_taps, tapped, term_names
+from reptrans.randomness import drawing
 from reptrans.training import Plan, accuracy, evaluate, evaluating, fit
 
 
@@ -162,8 +163,7 @@ def _one_round(student, teachers, method, loader, plan, looks, folder, label) ->
     for number, stage in enumerate(method.stages, start=1):
         epochs = max(1, round(stage.share * plan.epochs))
         its_plan = replace(plan, **{"epochs": epochs, **stage.plan})
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(plan.seed + number)
+        with drawing(plan.seed + number):
             student.to(example.images.device, its_plan.dtype)
             objective = StageObjective(student, teachers, stage, example, built, moved)
         if not objective.parameters_to_train:

@@ -76,13 +76,14 @@ class DistillationRun(DatasetParameters):
         """How the students are trained."""
         return Plan(
             epochs=self.epochs, lr=self.lr, weight_decay=self.weight_decay, schedule=self.schedule,
-            precision=self.dtype, clip=self.clip or None, seed=seed,
+            precision=self.dtype, portable=True, clip=self.clip or None, seed=seed,
         )  # fmt: skip
 
-    def teacher_plan(self) -> Plan:
+    def teacher_recipe(self) -> dict:
         """How teachers are trained: on all their images, in one cycle."""
-        return Plan(epochs=self.teacher_epochs, lr=0.1, weight_decay=self.weight_decay, schedule="one_cycle",
-                    precision=self.dtype)  # fmt: skip
+        plan = Plan(epochs=self.teacher_epochs, lr=0.1, weight_decay=self.weight_decay, schedule="one_cycle",
+                    precision=self.dtype, portable=True)  # fmt: skip
+        return {"plan": plan, "batch_size": self.batch_size, "augment": self.teacher_augment}
 
 
 @dataclass
@@ -206,8 +207,8 @@ class _Bench:
         if p.teacher_checkpoint and number == 0:
             net = load_network(self._build(p.teacher, seed=0), p.teacher_checkpoint)
             return net.to(self.plan.dtype).eval()
-        return trained(p.teacher, self.dataset, self.seed + 1000 * number, plan=p.teacher_plan(),
-                       batch_size=p.batch_size, augment=p.teacher_augment, device=str(self.device))  # fmt: skip
+        return trained(p.teacher, self.dataset, self.seed + 1000 * number, **p.teacher_recipe(),
+                       device=str(self.device))  # fmt: skip
 
     def _build(self, name: str, seed: int) -> nn.Module:
         d = self.dataset

@@ -64,14 +64,14 @@ class ExtensionRun(DatasetParameters):
     def plan(self, seed: int) -> Plan:
         return Plan(
             epochs=self.epochs, lr=self.lr, weight_decay=self.weight_decay, schedule=self.schedule,
-            precision=self.dtype, seed=seed,
+            precision=self.dtype, portable=True, seed=seed,
         )  # fmt: skip
 
     def condition(self, name: str, dataset: Dataset, seed: int):
         """What `extend` takes as its condition, for one name of `conditions`."""
         if name == "lens":
             plan = Plan(epochs=10, optimiser="adam", lr=1e-3, weight_decay=0.0, schedule="constant", seed=seed,
-                        precision=self.dtype)  # fmt: skip
+                        precision=self.dtype, portable=True)  # fmt: skip
             return lensed(dataset, plan, batch_size=self.batch_size, scales=2, seed=seed)
         if name in OUTPUT_LOSSES:
             return partial(Outputs, loss=name, weight=self.weight)

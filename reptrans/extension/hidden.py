@@ -13,6 +13,7 @@ from reptrans.extension.approximator import approximator, as_maps, from_maps, re
 from reptrans.extension.condition import Condition, check_numbers, labelled, reverse_gradient
 from reptrans.extension.losses import hidden_losses
 from reptrans.layers import end, front, record
+from reptrans.randomness import drawing
 from reptrans.training import evaluating
 
 MODES = ("extension", "reversal", "subtraction", "unusable")
@@ -173,8 +174,7 @@ class Hidden(Condition):
         backwards = s["mode"] in ("reversal", "unusable")
         if s["mode"] != "extension" and s["depth"] == 0:
             raise BadValue(f"depth is 0, but mode {s['mode']!r} needs an approximator. Choose depth=1.")
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(s["seed"])
+        with drawing(s["seed"]):
             for name, z in new.items():
                 widths = [old.shape[1] for old in olds[name]]
                 widths = [sum(widths)] if s["aggregate"] and s["mode"] != "unusable" else widths

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from reptrans.errors import BadValue
 from reptrans.extension.condition import Beside, Condition, check_numbers, labelled
+from reptrans.randomness import drawing
 from reptrans.training import Plan, fit
 
 
@@ -28,13 +29,13 @@ class Lens(nn.Module):
             if not isinstance(value, int) or value < 1:
                 raise BadValue(f"{name} is {value!r}; it must be a whole number from 1 on.")
         widths = [width * 2**k for k in range(scales)]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with drawing(seed):
             self.down = nn.ModuleList(_block(a, b) for a, b in zip([channels, *widths], widths, strict=False))
             self.up = nn.ModuleList(_block(a + b, a) for a, b in zip(widths, widths[1:], strict=False))
             self.last = nn.Conv2d(width, channels, 1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
+        self.float()
 
     def forward(self, images: Tensor) -> Tensor:
         if min(images.shape[2:]) < 4:

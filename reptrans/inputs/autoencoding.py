@@ -133,7 +133,7 @@ class _Bench:
         prior = (total_variation(self.p.variation),) if self.p.variation else ()
         return optimise_input(
             match(view, target, self.p.distance), image, prior=prior, steps=self.p.steps, lr=self.p.lr,
-            reference=self.targets,
+            reference=self.targets, portable=True,
         )  # fmt: skip
 
     def by_image(self, table: pd.DataFrame) -> pd.DataFrame:

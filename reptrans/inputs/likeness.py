@@ -116,7 +116,7 @@ def _networks(p: ModelSimilarityRun, dataset: Dataset, seed: int, folder: Path |
 
 def _made(p: ModelSimilarityRun, objective: Objective, start: Tensor, share: float) -> Inversion:
     prior = (total_variation(share * p.variation), range_penalty(share * p.inside))
-    return optimise_input(objective, Pixels(start), prior=prior, steps=p.steps, lr=p.lr, points=0)
+    return optimise_input(objective, Pixels(start), prior=prior, steps=p.steps, lr=p.lr, points=0, portable=True)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from reptrans.inputs.networks import frozen
 from reptrans.inputs.objective import Objective
 from reptrans.inputs.prior import Projection, Term, Transform, total_variation
 from reptrans.training.evaluation import keeping_random_state
+from reptrans.training.rounding import round_to_single
 
 DEFAULT_PRIOR = (total_variation(0.1),)
 
@@ -48,6 +49,7 @@ def optimise_input(
     seed: int = 0,
     reference: Tensor | None = None,
     points: int = 20,
+    portable: bool = False,
 ) -> Inversion:
     """Move the image until it does what the objective asks: minimise, for each image by itself,
 
@@ -56,7 +58,9 @@ def optimise_input(
     by `steps` steps of `optimiser` (any constructor of torch.optim, called with the parameters and lr). `lr`: a number,
     from which the step size falls to 0 along half a cosine, or a function of progress in [0, 1). `projection` acts on
     the images after each step. `seed`: of the transforms. `reference` (n or 1, c, h, w) in [0, 1]: what the rows
-    compare the images with. `points`: how often the trace is measured.
+    compare the images with. `points`: how often the trace is measured. `portable`: the moved values are rounded to
+    single precision after each step, so that a descent in float64 ends alike on every processor (see
+    `training.rounding`).
     Adam at 0.05 served every layer of untrained networks, since losses are relative; total variation is the prior that
     gives most picture for the same D. L-BFGS mixes the rows of a batch, so it takes one image.
 
@@ -73,7 +77,7 @@ def optimise_input(
         check_images(reference, "references")
     with frozen(objective.networks), keeping_random_state(image().device):
         _check_start(objective, image, reference)
-        descent = _Descent(objective, image, prior, transforms, projection, seed)
+        descent = _Descent(objective, image, prior, transforms, projection, seed, portable)
         descent.run(optimiser, lr, steps, points, reference)
         rows = descent.rows(reference)
     _warn(rows)
@@ -100,8 +104,8 @@ def resized(images: Tensor, size: int) -> Tensor:
 class _Descent:
     """The state of one descent: the image, its last finite version, and which rows are still alive."""
 
-    def __init__(self, objective, image, prior, transforms, projection, seed):
-        self.objective, self.image, self.prior = objective, image, prior
+    def __init__(self, objective, image, prior, transforms, projection, seed, portable):
+        self.objective, self.image, self.prior, self.portable = objective, image, prior, portable
         self.transforms, self.projection = transforms, projection
         self.generator = torch.Generator().manual_seed(seed)
         self.alive = torch.ones(len(image.values), dtype=torch.bool, device=image.values.device)
@@ -140,6 +144,8 @@ class _Descent:
         if self.projection:
             with torch.no_grad():
                 self.image.set(self.projection(self.image(), progress))
+        if self.portable:
+            round_to_single(self.image.parameters())
         self.keep(first[0], before)
 
     def losses(self) -> Tensor:

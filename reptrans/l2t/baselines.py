@@ -9,6 +9,7 @@ from reptrans.errors import BadValue
 from reptrans.l2t.matching import Looked, both
 from reptrans.l2t.pairs import Pair, resized
 from reptrans.matching import attention, l2, softened_kl
+from reptrans.randomness import drawing
 from reptrans.training import evaluating
 
 
@@ -93,8 +94,7 @@ class Answers(nn.Module):
         layer, head = before_head(target, example)
         with evaluating(source), torch.no_grad():
             classes = source(example).shape[1]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with drawing(seed):
             self.head = nn.Linear(head.in_features, classes).to(head.weight.device, head.weight.dtype)
         self.weight, self.temperature, self.distance = weight, temperature, softened_kl(temperature)
         self.source_layers, self.target_layers = [], [layer]

@@ -80,7 +80,7 @@ class L2TRun(DatasetParameters):
     def plan(self, seed: int) -> Plan:
         return Plan(
             epochs=self.epochs, lr=self.lr, nesterov=False, weight_decay=self.weight_decay, schedule=self.schedule,
-            precision=self.dtype, seed=seed,
+            precision=self.dtype, portable=True, seed=seed,
         )  # fmt: skip
 
     @property
@@ -89,7 +89,7 @@ class L2TRun(DatasetParameters):
         return {"device": pick_device(self.device), "dtype": self.plan(0).dtype}
 
     def meta(self) -> Meta:
-        return Meta(T=self.T, every=self.every, warmup=self.warmup, lr=self.meta_lr, order=self.order)
+        return Meta(T=self.T, every=self.every, warmup=self.warmup, lr=self.meta_lr, order=self.order, portable=True)
 
 
 def tasks(p: L2TRun) -> tuple[Dataset, Dataset]:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from reptrans.errors import BadValue, ShapeMismatch, UnknownName, suggest
 from reptrans.layers import front
+from reptrans.randomness import drawing
 from reptrans.training import evaluating
 
 RESIZING = ("area", "bilinear")
@@ -66,8 +67,7 @@ class Pairs(nn.Module):
         self.sizes = {t: tuple(as_maps(targets[t]).shape[2:]) for t in self.of_target}
         like = next(iter(targets.values()))
         self.regressors = nn.ModuleDict()
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with drawing(seed):
             for t, names in self.of_target.items():
                 wide = sum(self.channels[s] for s in names)
                 self.regressors[_key(t)] = nn.Conv2d(targets[t].shape[1], wide, 1).to(like.device, like.dtype)

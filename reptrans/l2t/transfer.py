@@ -23,6 +23,7 @@ from reptrans.l2t.pairs import Pair
 from reptrans.l2t.probe import ORDERS, MetaGradient, meta_gradient
 from reptrans.training import accuracy, classification_loss, evaluating
 from reptrans.training.evaluation import device_of, keeping_random_state
+from reptrans.training.rounding import round_to_single
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Meta:
 
     `T`: matching steps of a probe; 0 learns nothing. `every`: the probe follows each so manieth step. `warmup`: steps
     before the first one; while the target's loss still jumps, the meta-gradient is mostly noise. `order`: "second", or
-    "first" without the products with the Hessian (see `meta_gradient`). Raises BadValue.
+    "first" without the products with the Hessian (see `meta_gradient`). `portable`: as in `Plan`. Raises BadValue.
     """
 
     T: int = 2
@@ -41,6 +42,7 @@ class Meta:
     weight_decay: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     order: str = "second"
+    portable: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("T", 0), ("every", 1), ("warmup", 0)):
@@ -134,6 +136,8 @@ class Transfer(nn.Module):
         self._adam.zero_grad()
         torch.autograd.backward(list(weights.values()), found.gradient)
         self._adam.step()
+        if self.meta.portable:
+            round_to_single(self.matching.weights.parameters())
         return {"outer_loss": found.outer_loss}
 
     def probe(self, batch, optimiser: torch.optim.Optimizer, prepared: dict, weights: list[Tensor]) -> MetaGradient:

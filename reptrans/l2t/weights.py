@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from reptrans.errors import BadValue, UnknownName, suggest
 from reptrans.l2t.pairs import Pair, Pairs
+from reptrans.randomness import drawing
 
 ACTIVATIONS = ("relu6", "relu", "relu-avg", "const")
 INITIAL = ("zero", "random")
@@ -53,8 +54,7 @@ class Weights(nn.Module):
         widths = [pairs.channels[s] for s, _ in self.pairs]
         self.share = [1.0 if summed and where and not what else 1 / c for c in widths]
         self.f, self.g, self.free = nn.ModuleList(), nn.ModuleList(), None
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with drawing(seed):
             if what:
                 self.f.extend(nn.Linear(c, c) for c in widths)
             if where and activation == "const":

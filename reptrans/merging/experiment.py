@@ -52,8 +52,12 @@ class MergingRun(TrainingParameters):
         return replace(super().train_plan(seed), weight_decay=self.train_weight_decay)
 
     @property
+    def published(self) -> Matching:
+        return replace(SOURCE, plan=replace(SOURCE.plan, portable=True))
+
+    @property
     def fair(self) -> Matching:
-        return replace(FAIR, plan=replace(FAIR.plan, epochs=self.fair_epochs, lr=self.fair_lr))
+        return replace(FAIR, plan=replace(FAIR.plan, epochs=self.fair_epochs, lr=self.fair_lr, portable=True))
 
     @field_validator("layers")
     @classmethod
@@ -114,7 +118,7 @@ def match_pairs(p: MergingRun, dataset: Dataset, networks: list[tuple]) -> tuple
     scored, tables, kept = _scored(p, dataset), [], {}
     fitted, held_out = (images_of(p, dataset, part) for part in ("train", "test"))
     for number, (student, _, teacher) in enumerate(progress(networks, "matchings")):
-        for how, matching, images in (("published", SOURCE, fitted[:1]), ("fair", p.fair, fitted)):
+        for how, matching, images in (("published", p.published, fitted[:1]), ("fair", p.fair, fitted)):
             moved, rows = match_models(
                 student, teacher, images, how=matching, held_out=held_out, task=scored, report=p.layer_pairs,
                 seed=number,

@@ -5,10 +5,6 @@
 True
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
 from torch import nn
 
 from reptrans.errors import BadValue
@@ -16,6 +12,7 @@ from reptrans.models.families import listed_names, make
 from reptrans.models.from_torchvision import torchvision_network
 from reptrans.models.from_user import users_network
 from reptrans.models.resnet import from_l2t
+from reptrans.randomness import drawing
 
 __all__ = ["build", "from_l2t", "model_names"]
 
@@ -44,33 +41,26 @@ def build(
     for argument, value in (("num_classes", num_classes), ("in_channels", in_channels)):
         if value is not None and not _is_positive(value):
             raise BadValue(f"{argument} is {value!r}; it must be a whole number from 1 on.")
-    with _seeded(seed):
-        if name.startswith("torchvision/"):
-            return torchvision_network(name, num_classes, in_channels, size, weights, options)
-        if weights is not None:
-            raise BadValue(
-                f"weights={weights!r} is for torchvision/NAME networks; {name} starts with random weights. To load a "
-                "file into it, use load_network of reptrans.checkpoints."
-            )
-        num_classes = 10 if num_classes is None else num_classes
-        if ":" in name:
-            offered = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size, "seed": seed}
+    if name.startswith("torchvision/"):
+        with drawing(seed):
+            return torchvision_network(name, num_classes, in_channels, size, weights, options).float()
+    if weights is not None:
+        raise BadValue(
+            f"weights={weights!r} is for torchvision/NAME networks; {name} starts with random weights. To load a "
+            "file into it, use load_network of reptrans.checkpoints."
+        )
+    num_classes = 10 if num_classes is None else num_classes
+    if ":" in name:
+        offered = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size, "seed": seed}
+        with drawing(seed, double=False):  # the types of a user's network are its own affair
             return users_network(name, offered, options)
-        return make(name, num_classes, in_channels, size, options)
+    with drawing(seed):
+        return make(name, num_classes, in_channels, size, options).float()
 
 
 def model_names() -> list[str]:
     """The names of this package's own networks; any number k goes in cnn3_w{k}, resnet20_w{k} and wrn_{depth}_{k}."""
     return listed_names()
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Draw weights on the CPU from `seed`, and give the random state back as it was."""
-    # torch.manual_seed would also reseed the GPUs, which fork_rng(devices=[]) does not restore.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)
-        yield
 
 
 def _height_width(image_size: int | tuple[int, int]) -> tuple[int, int]:

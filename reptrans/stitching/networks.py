@@ -1,7 +1,7 @@
 """The experiment as a whole: networks by name or checkpoint, several seeds, all layers, resumable piece by piece."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +17,7 @@ from reptrans.notebook import names
 from reptrans.progress import progress
 from reptrans.stitching.experiment import Stitching
 from reptrans.stitching.settings import StitchingSettings
+from reptrans.training import Plan
 
 
 class StitchingRun(StitchingSettings, TrainingParameters):
@@ -37,6 +38,9 @@ class StitchingRun(StitchingSettings, TrainingParameters):
     front_layer: str = ""
     end_layer: str = ""
     seeds: int = Field(3, ge=1)
+
+    def plan(self, seed: int) -> Plan:
+        return replace(super().plan(seed), portable=True)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from reptrans.training.evaluation import (
     keeping_random_state,
 )
 from reptrans.training.resume import Keeper, identity
+from reptrans.training.rounding import round_to_single
 from reptrans.training.schedule import Plan, build_optimiser, learning_rate_factor
 from reptrans.training.terms import Scalars, Sums, row_of, total_of
 
@@ -197,6 +198,8 @@ class _Loop:
         if self.plan.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.plan.clip)
         self.optimiser.step()
+        if self.plan.portable:
+            round_to_single(self.parameters)
         if self.after_step and (found := self.after_step(batch, self.optimiser)):
             sums.add({}, found, len(batch.index), step + 1, self.optimiser.param_groups[0]["lr"])
 

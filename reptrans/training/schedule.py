@@ -23,8 +23,9 @@ class Plan:
     Defaults are those of the model-stitching study (Csiszárik et al. 2021, authors' code) with 30 epochs for 300.
     `lr`: the highest learning rate. `momentum`, `nesterov`: for sgd alone. `weight_decay`: L2 for sgd and adam,
     decoupled for adamw. `precision`: of the weights; "bfloat16" computes in bfloat16 where autocast allows and keeps
-    float32 weights. `clip`: largest norm of all gradients together, None for no limit. `seed`: of dropout and the like.
-    Raises BadValue.
+    float32 weights. `portable`: the weights are rounded to single precision after every step, so that a training in
+    "float64" ends alike on every processor (see `rounding`); with another precision they are so in any case. `clip`:
+    largest norm of all gradients together, None for no limit. `seed`: of dropout and the like. Raises BadValue.
     """
 
     epochs: int = 30
@@ -35,6 +36,7 @@ class Plan:
     weight_decay: float = 1e-4
     schedule: str = "steps"
     precision: str = "float32"
+    portable: bool = False
     clip: float | None = None
     seed: int = 0
 

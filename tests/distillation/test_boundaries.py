@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 
 import pytest
@@ -79,14 +80,16 @@ def test_a_connector_stands_only_where_channels_differ(pair, twins):
 
 def test_the_first_stage_raises_agreement_and_leaves_the_head(twins):
     loader, plan = twins.teachers[0].loader, Plan(epochs=40, lr=0.1, precision="float64")
-    twins.student.bn3.bias.data.sub_(0.5)  # so that it does not begin in agreement
-    twins.student.conv1.weight.data.neg_()
+    for norm in (twins.student.bn1, twins.student.bn3):
+        norm.bias.data.sub_(1.0)  # so that it does not begin in agreement
     batch = next(iter(loader))
 
     def agreement():
         taps = ["bn1", "bn3"]
+        # With the batch's statistics, as the stage compares them; in copies, so that nothing is updated.
         t, s = (
-            tapped(net.eval(), batch.images, None, taps, keep_graph=False) for net in (twins.teacher, twins.student)
+            tapped(copy.deepcopy(net).train(), batch.images, None, taps, keep_graph=False)
+            for net in (twins.teacher, twins.student)
         )
         return [sign_agreement(t[tap], s[tap]).item() for tap in taps]
 

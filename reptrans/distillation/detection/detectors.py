@@ -1,6 +1,5 @@
 """Detectors: torchvision's Faster R-CNN over a small backbone, or one of torchvision's own."""
 
-import torch
 from torch import Tensor, nn
 from torchvision.models import detection as zoo
 from torchvision.models import get_model, list_models
@@ -10,6 +9,7 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 
 from reptrans.errors import BadValue, UnknownName, suggest
+from reptrans.randomness import drawing
 
 _ANCHORS = (0.2, 0.3, 0.42)  # heights of the small detector's anchors, shares of the image's side
 _POOLED = 4
@@ -24,11 +24,10 @@ def detector(name: str, classes: int, *, image_size: int = 64, seed: int = 0) ->
     """
     if classes < 1:
         raise BadValue(f"classes is {classes}; a detector needs at least one besides the background.")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with drawing(seed):
         if name.startswith("torchvision/"):
-            return _from_torchvision(name.removeprefix("torchvision/"), classes)
-        return _small(_widths(name), classes, image_size)
+            return _from_torchvision(name.removeprefix("torchvision/"), classes).float()
+        return _small(_widths(name), classes, image_size).float()
 
 
 class Backbone(nn.Module):

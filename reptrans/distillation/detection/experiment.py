@@ -75,8 +75,8 @@ class DetectionRun(Parameters):
 
     def plan(self, seed: int, epochs: int) -> Plan:
         return Plan(
-            epochs=epochs, optimiser="adam", lr=self.lr, schedule="one_cycle", precision=self.dtype, clip=5.0,
-            seed=seed,
+            epochs=epochs, optimiser="adam", lr=self.lr, schedule="one_cycle", precision=self.dtype, portable=True,
+            clip=5.0, seed=seed,
         )  # fmt: skip
 
     def method(self, name: str) -> Imitation | Efficient:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reptrans.errors import BadValue, ShapeMismatch, suggest
+from reptrans.randomness import drawing
 
 # Its line in the table of all methods, for it is none of a pair of classifiers.
 ROW = {
@@ -69,9 +70,8 @@ def hint_loss(student: Tensor, teacher: Tensor, norm: str = "l2") -> Tensor:
 
 def hint_connector(student: int, teacher: int, seed: int = 0) -> nn.Conv2d:
     """The 1x1 convolution of the hint, (n, student, h, w) -> (n, teacher, h, w), drawn with `seed`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return nn.Conv2d(student, teacher, 1)
+    with drawing(seed):
+        return nn.Conv2d(student, teacher, 1).float()
 
 
 def classification(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from reptrans.errors import BadValue, ShapeMismatch
+from reptrans.randomness import drawing
 
 # Its line in the table of all methods, for it is none of a pair of classifiers.
 ROW = {
@@ -78,8 +79,8 @@ def imitation_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
 
 def imitation_connector(student: int, teacher: int, seed: int = 0) -> nn.Sequential:
     """f above, (n, student, h, w) -> (n, teacher, h, w): weights N(0, 1e-4²) drawn with `seed`, biases 0."""
-    with torch.random.fork_rng(devices=[]):  # the convolution's own draws
+    with drawing(seed):
         conv = nn.Conv2d(student, teacher, 3, padding=1)
-    nn.init.normal_(conv.weight, std=1e-4, generator=torch.Generator().manual_seed(seed))
+        nn.init.normal_(conv.weight, std=1e-4)
     nn.init.zeros_(conv.bias)
-    return nn.Sequential(conv, nn.ReLU())
+    return nn.Sequential(conv, nn.ReLU()).float()

@@ -8,6 +8,7 @@ from torch.nn.functional import interpolate
 
 from reptrans.distillation.reid.people import People, Reid
 from reptrans.errors import BadValue
+from reptrans.randomness import in_double
 
 JOINTS = ("head", "left hand", "right hand", "hip", "left foot", "right foot")
 CAMERAS, QUERIES = 2, 2  # queries of each person by each camera
@@ -36,6 +37,17 @@ def stick_figures(
     A function of the arguments alone. Raises BadValue.
     """
     _check(identities, poses, held_out, height, clutter, contrast, tint)
+    with in_double():
+        everybody, first, unseen = _everybody(identities, poses, held_out, height, clutter, contrast, tint, seed)
+    return Reid(
+        "stick figures", everybody.select(~unseen), everybody.select(unseen & first), everybody.select(unseen & ~first)
+    )
+
+
+def _everybody(
+    identities: int, poses: int, held_out: int, height: int, clutter: int, contrast: float, tint: float, seed: int
+) -> tuple[People, Tensor, Tensor]:
+    """All persons, and which images are queries' and which of held-out persons."""
     g = torch.Generator().manual_seed(seed)
     who = torch.arange(identities).repeat_interleave(poses)
     cameras = torch.arange(poses).repeat(identities) % CAMERAS
@@ -46,11 +58,9 @@ def stick_figures(
     images = _drawn(images, landmarks * scale, proportions[who] * scale, colours[who])
     seen = 1 + tint * _between(g, -1, 1, CAMERAS, 3)
     images = images * seen[cameras][:, :, None, None] + 0.03 * torch.randn(images.shape, generator=g)
-    everybody = People(images.clamp(0, 1).mul(255).round().byte(), who, cameras, scale * landmarks[:, : len(JOINTS)])
-    first, unseen = torch.arange(poses).repeat(identities) < CAMERAS * QUERIES, who >= identities - held_out
-    return Reid(
-        "stick figures", everybody.select(~unseen), everybody.select(unseen & first), everybody.select(unseen & ~first)
-    )
+    joints = (scale * landmarks[:, : len(JOINTS)]).float()
+    everybody = People(images.clamp(0, 1).mul(255).round().byte(), who, cameras, joints)
+    return everybody, torch.arange(poses).repeat(identities) < CAMERAS * QUERIES, who >= identities - held_out
 
 
 def _persons(n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:

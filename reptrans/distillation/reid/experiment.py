@@ -19,6 +19,7 @@ from reptrans.distillation.reid.people import People, Reid
 from reptrans.distillation.reid.stages import Parts, Rates, Stage, generated, parts, train_baseline, train_stage
 from reptrans.notebook import Parameters
 from reptrans.progress import progress
+from reptrans.randomness import drawing
 from reptrans.training import Plan, pick_device
 
 VERIFICATION = Weights(1.0, 0.0, 0.0, 0.0, 0.0)
@@ -69,7 +70,9 @@ class ReidRun(Parameters):
 
     def plan(self, seed: int) -> Plan:
         """Of stage I."""
-        return Plan(epochs=self.epochs_1, lr=self.lr_1, schedule="one_cycle", precision=self.dtype, seed=seed)
+        return Plan(
+            epochs=self.epochs_1, lr=self.lr_1, schedule="one_cycle", precision=self.dtype, portable=True, seed=seed
+        )
 
     def stage(self, number: Literal[2, 3], weights: Weights | None = None) -> Stage:
         """Stage II or III; with other `weights`, a control."""
@@ -78,7 +81,7 @@ class ReidRun(Parameters):
             self.lr_encoder, self.lr_encoder, self.lr_generator, self.lr_discriminators / 10, self.lr_discriminators
         )
         weights = weights or WEIGHTS[self.weights]
-        return Stage(number == 3, rates, weights, epochs - epochs // 2, epochs // 2)
+        return Stage(number == 3, rates, weights, epochs - epochs // 2, epochs // 2, portable=True)
 
     def pairs(self, people: People, seed: int, targets: bool = True) -> Pairs:
         return Pairs(
@@ -127,9 +130,8 @@ def _one_seed(p: ReidRun, people: Reid, seed: int, folder: Path) -> tuple[list[d
 
 def _siamese(p: ReidRun, size: tuple[int, int], seed: int) -> Siamese:
     code = encoder(p.model, size, seed, p.channels)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return Siamese(code, Verification(code.width))
+    with drawing(seed):
+        return Siamese(code, Verification(code.width).float())
 
 
 def _judged(condition: str, code: Encoder, people: Reid, rows: pd.DataFrame | None = None) -> dict:

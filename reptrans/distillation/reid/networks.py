@@ -9,6 +9,7 @@ from torch.nn.functional import interpolate
 
 from reptrans.errors import BadValue, ShapeMismatch, UnknownName
 from reptrans.models import build
+from reptrans.randomness import drawing
 from reptrans.training import evaluating
 
 WIDTHS = (1, 2, 3, 4)  # times the channels of the first convolution
@@ -127,11 +128,10 @@ def encoder(model: str, size: tuple[int, int], seed: int = 0, channels: int = 16
     the output is then not that layer's input; what else `build` raises.
     """
     if model == "convs":
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with drawing(seed):
             widths = [channels * w for w in WIDTHS]
             blocks = [_block(a, b, 2) for a, b in zip((3, *widths[:-1]), widths, strict=True)]
-            return Encoder(nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten()), widths[-1])
+        return Encoder(nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten()), widths[-1]).float()
     try:
         net = build(model, num_classes=2, image_size=size, seed=seed)
     except UnknownName as error:

@@ -19,9 +19,11 @@ from reptrans.distillation.reid.networks import (
 from reptrans.distillation.reid.pairs import PairBatch, Pairs
 from reptrans.errors import BadValue
 from reptrans.progress import progress
+from reptrans.randomness import drawing
 from reptrans.training import Plan, accuracy, evaluating, fit
 from reptrans.training.evaluation import keeping_modes
 from reptrans.training.resume import Keeper
+from reptrans.training.rounding import round_to_single
 from reptrans.training.terms import Sums, total_of
 
 
@@ -45,6 +47,7 @@ class Stage:
 
     In stage II encoder and head stay as they are, buffers included. In both, batch norms of the identity discriminator
     work with fixed statistics, in III those of encoder and head too. `smooth`, `swap`: see `discriminator_labels`.
+    `portable`: as in `Plan`.
     Raises BadValue.
     """
 
@@ -55,6 +58,7 @@ class Stage:
     decay: int = 25
     smooth: bool = True
     swap: float = fd_gan.SWAP
+    portable: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.decay < 0 or self.epochs + self.decay < 1:
@@ -92,8 +96,7 @@ def parts(baseline: Siamese, pairs: Pairs, seed: int, *, noise: int = 16, channe
     The generator's three sizes have `channels` channels and 2 and 4 times as many. Raises ShapeMismatch.
     """
     joints, size = pairs.people.joints, pairs.people.size
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with drawing(seed):
         new = (
             Generator(joints, baseline.encoder.width, size, widths=(channels, 2 * channels, 4 * channels), noise=noise),
             PatchDiscriminator(joints, 2 * channels),
@@ -202,14 +205,14 @@ def _step(
         codes, verification = parts.siamese(batch.sources)
     if not stage.adversarial:
         terms = {"verification": stage.weights.verification * fd_gan.verification_loss(verification, batch.same)}
-        _descend(optimisers.main, total_of(terms, {}), unused=True)
+        _descend(optimisers.main, total_of(terms, {}), stage)
         return terms, {}
     fakes = parts.generator(batch.maps, codes, noise_for(parts.generator, batch, draws))
     figures = _train_discriminators(parts, batch, fakes.detach(), stage, optimisers, draws)
     identity, pose = parts.identity(batch.sources, fakes), parts.pose(batch.maps, fakes)
     weights = stage.weights if stage.moves_encoder else stage.weights._replace(verification=0.0)
     terms = fd_gan.terms(weights, verification, identity, pose, fakes, batch.targets, batch.same)
-    _descend(optimisers.main, total_of(terms, figures))
+    _descend(optimisers.main, total_of(terms, figures), stage)
     return terms, figures
 
 
@@ -220,17 +223,19 @@ def _train_discriminators(
     for name, net, given in (("identity", parts.identity, batch.sources), ("pose", parts.pose, batch.maps)):
         labels = fd_gan.discriminator_labels(draws, stage.smooth, stage.swap)
         loss = fd_gan.discriminator_loss(net(given, batch.targets), net(given, fakes), labels)
-        _descend(getattr(optimisers, name), loss)
+        _descend(getattr(optimisers, name), loss, stage)
         losses[f"discriminator_{name}"] = loss.detach()
     return losses
 
 
-def _descend(optimiser: torch.optim.Optimizer, loss: Tensor, unused: bool = False) -> None:
+def _descend(optimiser: torch.optim.Optimizer, loss: Tensor, stage: Stage) -> None:
     optimiser.zero_grad()
     moving = [p for group in optimiser.param_groups for p in group["params"]]
     # `inputs`: a generator's step leaves no gradients in the discriminators, nor theirs in it.
     loss.backward(inputs=moving)
     optimiser.step()
+    if stage.portable:
+        round_to_single(moving)
 
 
 def noise_for(generator: Generator, batch: PairBatch, draws: torch.Generator) -> Tensor:

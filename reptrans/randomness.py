@@ -1,0 +1,34 @@
+"""First weights and made data that are the same on every processor: drawn from a seed, in double precision.
+
+A number drawn in single precision may differ in its last bit from one processor to the next (the same formula, with or
+without a fused multiply-add), and a training makes another network of that. Drawn in double precision and rounded, it
+is the same.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+
+
+@contextmanager
+def drawing(seed: int, double: bool = True) -> Iterator[None]:
+    """Within, torch draws on the CPU from `seed`, and new tensors are float64; then the random state is as it was.
+
+    `double` False: new tensors are of the type that they usually are.
+    """
+    # torch.manual_seed would also reseed the GPUs, which fork_rng(devices=[]) does not restore.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), in_double() if double else nullcontext():
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def in_double() -> Iterator[None]:
+    """Within, tensors that are made without a type are float64."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(usual)
