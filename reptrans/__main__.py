@@ -3,6 +3,7 @@
 python -m reptrans layers resnet20_w3     the layers of a network, and where it can be cut
 python -m reptrans networks               the networks that can be named
 python -m reptrans datasets               the data sets that can be named
+python -m reptrans runs                   the runs that are kept, and how they ended
 python -m reptrans sweep NOTEBOOK         the notebook with many parameters, and one table of what came out
 """
 
@@ -36,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m reptrans", description="What can be named in a parameter, and sweeps."
     )
-    commands = parser.add_subparsers(required=True, metavar="{layers,networks,datasets,sweep}")
+    commands = parser.add_subparsers(required=True, metavar="{layers,networks,datasets,runs,sweep}")
     layers = commands.add_parser("layers", help="the layers of a network, and where it can be cut")
     layers.add_argument("network", help="a name, torchvision/NAME or module:function")
     layers.add_argument("--image-size", type=int, help="side of the images (default: 32; torchvision's networks: 224)")
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("datasets", help="the data sets that can be named").set_defaults(
         run=lambda given: "\n".join([*dataset_names(), "folder:PATH"])
     )
+    commands.add_parser("runs", help="the runs that are kept, and how they ended").set_defaults(run=_runs)
     _add_sweep(commands.add_parser("sweep", help="a notebook with many parameters, and one table of what came out"))
     return parser
 
@@ -84,6 +86,12 @@ def _sweep(given: argparse.Namespace) -> int:
         print("Stopped. What is done is kept; start the same sweep again to go on.", file=sys.stderr)
         return 130
     return int((swept.runs["status"] == "failed").any())
+
+
+def _runs(given: argparse.Namespace) -> str:
+    from reptrans.runs import all_runs  # only here: it loads what draws figures
+
+    return as_text(all_runs())
 
 
 def _layers(given: argparse.Namespace) -> str:

@@ -3,6 +3,8 @@
 All maps are captum's; here is only what makes one of each image, and what compares two.
 """
 
+from functools import partial
+
 import torch
 from captum.attr import LayerGradCam, Saliency
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 from reptrans.errors import ShapeMismatch
 from reptrans.layers.trace import check_layers
 from reptrans.training import evaluating
+from reptrans.training.batches import answers_of, checked_network
 
 
 def saliency_maps(net: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
@@ -18,9 +21,9 @@ def saliency_maps(net: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
 
     `classes` (n,): whose logit. By captum's Saliency (Simonyan et al. 2014); the network in eval mode meanwhile.
     """
-    with evaluating(net), torch.enable_grad():
+    with evaluating(checked_network(net)), torch.enable_grad():
         pixels = images.detach().clone().requires_grad_()
-        return Saliency(net).attribute(pixels, target=classes.to(images.device)).sum(1).detach()
+        return Saliency(partial(answers_of, net)).attribute(pixels, target=classes.to(images.device)).sum(1).detach()
 
 
 def attention_maps(net: nn.Module, layer: str, images: Tensor, labels: Tensor) -> Tensor:
@@ -31,7 +34,8 @@ def attention_maps(net: nn.Module, layer: str, images: Tensor, labels: Tensor) -
     """
     check_layers(net, [layer])
     with evaluating(net):
-        maps = LayerGradCam(net, net.get_submodule(layer)).attribute(images, target=labels, relu_attributions=True)
+        cam = LayerGradCam(partial(answers_of, net), net.get_submodule(layer))
+        maps = cam.attribute(images, target=labels.to(images.device), relu_attributions=True)
     return maps.detach().squeeze(1)
 
 

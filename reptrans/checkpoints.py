@@ -9,12 +9,15 @@ import pickle
 import re
 import warnings
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from os.path import commonprefix
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock
@@ -23,11 +26,13 @@ from torch import Tensor, nn
 
 from reptrans import paths
 from reptrans.data import Dataset
-from reptrans.errors import BadCheckpoint, BadValue, CannotWrite
-from reptrans.models import build
+from reptrans.errors import BadCheckpoint, BadValue, CannotWrite, suggest
+from reptrans.files import file_name
+from reptrans.models import build, source_digest
 from reptrans.notebook import DatasetParameters
-from reptrans.tensorfiles import existing, incomplete, load_tensors, save_tensors
+from reptrans.tensorfiles import digest_of, existing, incomplete, load_tensors, save_tensors
 from reptrans.training import Plan, pick_device, train_classifier
+from reptrans.training.resume import content, some_of, structure
 
 __all__ = [
     "TrainingParameters",
@@ -42,32 +47,47 @@ __all__ = [
 
 State = dict[str, Tensor]
 
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".tar")
-_NESTING = ("state_dict", "model_state_dict", "model", "net")
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".th", ".tar")
+# Where the weights lie in what training scripts save: of several, the first of these is taken.
+_NESTING = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema")
+# Names before the network's own: of several GPUs, of torch.compile, of a module that holds it for training.
+_WRAPPERS, _HOLDERS = ("module.", "_orig_mod."), ("model.", "net.")
+# What old scripts save beside weights and is plain data: one NumPy number, and the options of a command line.
+_PLAIN = [
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdg"),
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    Namespace,
+]
 
 
-def read_weights(path: str | Path) -> State:
-    """The weights in a file, by name, on the CPU: .safetensors, or .pt, .pth, .tar as written by torch.save.
+def read_weights(path: str | Path, part: str = "") -> State:
+    """The weights in a file, by name, on the CPU: .safetensors, or .pt, .pth, .ckpt, .bin, .th, .tar of torch.save.
 
-    A dict around them ('state_dict', 'model_state_dict', 'model', 'net') and the prefix 'module.' of a network saved
-    from several GPUs are taken off. No file can run code: pickles of anything but plain data are refused.
-    Raises BadCheckpoint for a file that is missing, incomplete, refused or has no weights; BadValue for another suffix.
+    What lies around them is taken off: dicts ('state_dict', 'model_state_dict', 'model', 'net', 'state_dict_ema',
+    'model_ema': the first of these that is there, with a warning that names the others, or `part`), and the prefixes
+    'module.' and '_orig_mod.' of a network saved from several GPUs or compiled. No file can run code: pickles of
+    anything but plain data are refused. Raises BadCheckpoint for a file that is missing, incomplete, damaged, refused
+    or has no weights; BadValue for another suffix or part.
     """
-    path = Path(path)
-    if path.suffix not in _SUFFIXES:
+    path = paths.expanded(path, "a checkpoint")
+    if path.suffix.lower() not in _SUFFIXES:
         raise BadValue(f"{path.name} has the suffix {path.suffix!r}. Possible: {', '.join(_SUFFIXES)}")
-    state = load_tensors(path)[0] if path.suffix == ".safetensors" else _unpickled(existing(path))
-    return _weights_in(state, path)
+    state = load_tensors(path)[0] if path.suffix.lower() == ".safetensors" else _unpickled(existing(path))
+    return _weights_in(state, path, part)
 
 
-def load_network(net: nn.Module, path: str | Path, *, translate: Callable[[State], State] | None = None) -> nn.Module:
+def load_network(
+    net: nn.Module, path: str | Path, *, translate: Callable[[State], State] | None = None, part: str = ""
+) -> nn.Module:
     """Copy all weights of the file into `net`, and return it; nothing is copied unless everything fits.
 
-    `translate` turns the file's names into the network's. A BatchNorm counter (`num_batches_tracked`) that a file from
-    before torch 0.4.1 lacks stays as it is. Raises BadCheckpoint naming the first weight that is missing, of another
-    shape, or too much.
+    `translate` turns the file's names into the network's; `part` as in `read_weights`. A prefix of all names, such as
+    'model.', may be there on one side and not on the other. A BatchNorm counter (`num_batches_tracked`) that a file
+    from before torch 0.4.1 lacks stays as it is. Raises BadCheckpoint naming the first weight that is missing, of
+    another shape, too much, not finite or no fraction.
     """
-    state = read_weights(path)
+    state = read_weights(path, part)
     copy_weights(net, translate(state) if translate else state, Path(path))
     return net
 
@@ -75,10 +95,13 @@ def load_network(net: nn.Module, path: str | Path, *, translate: Callable[[State
 def copy_weights(net: nn.Module, state: State, path: Path) -> None:
     """`net`'s weights become those of `state`, read from `path`; see `load_network`."""
     wanted = {name: value for name, value in net.state_dict().items() if isinstance(value, Tensor)}
+    state = _renamed(state, list(wanted))
     counters = {name: value for name, value in wanted.items() if name.endswith(".num_batches_tracked")}
     if difference := _first_difference(state, wanted, set(counters), _called(net)):
         raise BadCheckpoint(f"{path} does not fit: {difference}.")
-    net.load_state_dict(counters | state)
+    for name, value in state.items():
+        _refuse_no_weight(name, value, wanted[name], path)
+    net.load_state_dict(counters | state, strict=False)
 
 
 def trained(
@@ -98,22 +121,24 @@ def trained(
 
     `seed` decides the initial weights, `batch_seed` (None: the same number) order and augmentation. `plan` and
     `batch_size`: None for `default_recipe`, with `seed`. `folder`: None for `reptrans.paths.networks_root()`. The file
-    is named after model, dataset, seed and a hash of all that changes the result, and holds recipe, rows and a digest
-    of recipe and weights as metadata. The networks of the notebooks' defaults are shipped with the package and need no
-    training, unless `shipped` is False. An interrupted training goes on from its last whole epoch. Returned in eval
-    mode, on `device`, in the plan's precision. Raises BadCheckpoint for a file whose recipe or digest does not fit.
+    is named after model, dataset, seed and a hash of all that changes the result (of a network from elsewhere also its
+    structure, first weights and code), and holds recipe, rows and a digest of recipe and weights as metadata. The
+    networks of the notebooks' defaults are shipped with the package and need no training, unless `shipped` is False. An
+    interrupted training goes on from its last whole epoch. Returned in eval mode, on `device`, in the plan's precision.
+    Raises BadCheckpoint for a file whose recipe or digest does not fit.
     """
     usual_plan, usual_size = default_recipe(dataset, seed)
-    plan, batch_size = plan or usual_plan, batch_size or usual_size
+    plan, batch_size = plan or usual_plan, usual_size if batch_size is None else batch_size
     batch_seed = seed if batch_seed is None else batch_seed
     order = {"batch_size": batch_size, "batch_seed": batch_seed, "augment": augment}
+    shape = {"num_classes": dataset.num_classes, "in_channels": dataset.channels, "image_size": dataset.image_size}
+    net = build(model, **shape, seed=seed).to(plan.dtype)
     recipe = {"model": model, "dataset": fingerprint(dataset), "seed": seed, **order, "plan": asdict(plan)}
+    recipe |= _made_elsewhere(model, net)
     path = Path(folder or paths.networks_root()) / _file_name(model, dataset, seed, recipe)
     if shipped and (own := paths.shipped_networks() / path.name).is_file():
         path = own
     device = pick_device(str(device))
-    shape = {"num_classes": dataset.num_classes, "in_channels": dataset.channels, "image_size": dataset.image_size}
-    net = build(model, **shape, seed=seed).to(plan.dtype)
     with _alone(path):
         if path.exists():
             _load_own(net, path, recipe)
@@ -168,24 +193,21 @@ def fingerprint(dataset: Dataset) -> str:
 
     The checksum is over all training labels, up to 64 training images spread over the split, mean and std.
     """
-    train = dataset.train
-    chosen = torch.arange(0, len(train), max(1, len(train) // 64))
-    images = train.batch(chosen)
+    images, labels = some_of(dataset.train)
     digest = hashlib.sha256()
-    for tensor in (images, train.labels):
+    for tensor in (images, labels):
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     digest.update(repr((tuple(dataset.mean), tuple(dataset.std))).encode())
     sides = "x".join(str(size) for size in images.shape[1:])
-    return f"{dataset.name}-{len(train)}-{len(dataset.test)}-{sides}-{digest.hexdigest()[:8]}"
+    return f"{dataset.name}-{len(labels)}-{len(dataset.test)}-{sides}-{digest.hexdigest()[:8]}"
 
 
-def digest(recipe: dict, state: State) -> str:
-    """16 hex digits that tell whether a file still holds what was trained by `recipe`: of it and of all weights."""
-    found = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
-    for name, value in sorted(state.items()):
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+def _made_elsewhere(model: str, net: nn.Module) -> dict:
+    """What tells a network that is not of this package from another of its name: files, structure, first weights."""
+    if not {"/", ":"} & set(model):
+        return {}
+    start = [value for value in net.state_dict().values() if isinstance(value, Tensor)]
+    return {"network": {"files": source_digest(model), "structure": structure(net), "start": content(start)}}
 
 
 @contextmanager
@@ -208,10 +230,17 @@ def _unpickled(path: Path) -> object:
         # About the pickle protocol, which says nothing to who only wants to know whether the file can be read.
         warnings.simplefilter("ignore", UserWarning)
         try:
-            return torch.load(file, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_PLAIN):
+                return torch.load(file, map_location="cpu", weights_only=True)
         # A file that breaks off, or is none of torch's, raises whatever the reader happened to stumble over.
         except Exception as error:
-            raise (_refusal(path) if _is_refusal(error, file, path) else incomplete(path)) from error
+            if "TorchScript" in str(error):
+                raise _refusal(path, "a TorchScript program", f"torch.jit.load({path.name!r}).state_dict()") from error
+            if _is_refusal(error, file, path):
+                met = re.search(r"GLOBAL (\S+)", str(error))
+                holds = f"a pickle of more than weights{f' ({met[1]})' if met else ''}"
+                raise _refusal(path, holds, "its state_dict()") from error
+            raise incomplete(path) from error
 
 
 def _is_refusal(error: Exception, file: BinaryIO, path: Path) -> bool:
@@ -220,16 +249,23 @@ def _is_refusal(error: Exception, file: BinaryIO, path: Path) -> bool:
     return met_a_name and (zipfile.is_zipfile(path) or file.read(1) != b"")
 
 
-def _refusal(path: Path) -> BadCheckpoint:
+def _refusal(path: Path, holds: str, weights: str) -> BadCheckpoint:
     return BadCheckpoint(
-        f"{path} was refused: it is a pickle of more than weights, and reading it would run code. "
-        "Where you trust it, save its state_dict() with torch.save, and read that."
+        f"{path} was refused: it is {holds}, and reading it would run code. "
+        f"Where you trust it, save {weights} with torch.save, and read that."
     )
 
 
-def _weights_in(state: object, path: Path) -> State:
+def _weights_in(state: object, path: Path, part: str = "") -> State:
+    offered = []
     while isinstance(state, dict) and (inner := [n for n in _NESTING if isinstance(state.get(n), dict)]):
-        state = state[inner[0]]
+        taken = part if part in inner else inner[0]
+        if not part and len(inner) > 1:
+            others = " or ".join(f"part={name!r}" for name in inner[1:])
+            warnings.warn(f"{path} holds several networks, and {taken!r} is taken. Another: {others}.", stacklevel=3)
+        state, offered = state[taken], offered + inner
+    if part and part not in offered:
+        raise BadValue(f"{path} has no part {part!r}. {suggest(part, offered or ['none, for it has no parts'])}.")
     if not isinstance(state, dict) or not state:
         raise BadCheckpoint(f"{path} holds no weights: a dict of tensors was expected, found {_described(state)}.")
     for name, value in state.items():
@@ -238,8 +274,40 @@ def _weights_in(state: object, path: Path) -> State:
                 f"{path} holds no weights: a dict of tensors was expected, but its entry {name!r} is "
                 f"{_described(value)}."
             )
-    prefixed = all(name.startswith("module.") for name in state)
-    return {name.removeprefix("module.") if prefixed else name: value.detach() for name, value in state.items()}
+    bare = _levels(list(state), _WRAPPERS)[-1]
+    return {name: value.detach() for name, value in zip(bare, state.values(), strict=True)}
+
+
+def _levels(names: list[str], prefixes: tuple[str, ...] = _WRAPPERS + _HOLDERS) -> list[list[str]]:
+    """The names without torch.compile's mark, then again and again without a prefix that all of them have."""
+    levels = [[name.replace("_orig_mod.", "") for name in names]]
+    while prefix := next((p for p in prefixes if names and all(n.startswith(p) for n in levels[-1])), ""):
+        levels.append([name.removeprefix(prefix) for name in levels[-1]])
+    return levels
+
+
+def _renamed(state: State, wanted: list[str]) -> State:
+    """`state` under the names of `wanted`, where they agree but for prefixes of all; the other names stay."""
+    pairs = [(theirs, ours) for theirs in _levels(list(state)) for ours in _levels(wanted)]
+    theirs, ours = max(pairs, key=lambda pair: len(set(pair[0]) & set(pair[1])))
+    own = dict(zip(ours, wanted, strict=True))
+    return {own.get(bare, name): value for bare, (name, value) in zip(theirs, state.items(), strict=True)}
+
+
+def _refuse_no_weight(name: str, value: Tensor, own: Tensor, path: Path) -> None:
+    """BadCheckpoint unless `value` may stand in the place of the network's `own`."""
+    if own.is_floating_point() and not value.is_floating_point():
+        raise BadCheckpoint(
+            f"{path} does not fit: {name} is {value.dtype}, and the network's is {own.dtype}. Save the weights as "
+            "real floating-point numbers."
+        )
+    value = value.to(own.dtype)
+    # A mask of a network may be infinite; then it is so in both.
+    if not value.isfinite().all() and not ((value == own.to(value.device)) | value.isfinite()).all():
+        raise BadCheckpoint(
+            f"{path} is no use: {name} holds NaN or infinity in {own.dtype}. Take the weights from before the training "
+            "diverged, or from another copy."
+        )
 
 
 def _described(value: object) -> str:
@@ -264,29 +332,35 @@ def _first_difference(state: State, wanted: State, optional: set[str], net: str)
     name, count = wrong[0], f"{len(missing)} missing, {len(unexpected)} unexpected, {len(reshaped)} of another shape"
     has = f"{name} {tuple(state[name].shape)}" if name in state else f"no {name}"
     needs = f"needs {tuple(wanted[name].shape)}" if name in wanted else "has no such weight"
+    if name in missing and unexpected:
+        near = max(unexpected, key=lambda other: len(commonprefix([other[::-1], name[::-1]])))
+        has = f"{has} but {near} {tuple(state[near].shape)}"
     return f"the checkpoint has {has}, {net} {needs} ({count}, of {len(wanted)})"
 
 
 def _file_name(model: str, dataset: Dataset, seed: int, recipe: dict) -> str:
     short = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
-    plain = re.sub(r"[^A-Za-z0-9_.]+", "_", model)
-    return f"{plain}-{dataset.name}-s{seed}-{short}.safetensors"
+    return f"{file_name(model)}-{file_name(dataset.name)}-s{seed}-{short}.safetensors"
 
 
 def _keep(net: nn.Module, path: Path, partial: Path, recipe: dict, rows: pd.DataFrame) -> None:
     state = dict(net.state_dict())
-    found = {"recipe": recipe, "rows": rows.to_dict("records"), "digest": digest(recipe, state)}
+    found = {"recipe": recipe, "rows": rows.to_dict("records"), "digest": digest_of(state, recipe)}
     save_tensors(path, state, found)
     partial.unlink(missing_ok=True)
 
 
 def _load_own(net: nn.Module, path: Path, recipe: dict) -> None:
-    state, meta = load_tensors(path)
+    again = "Move it away, and it is trained again."
+    try:
+        state, meta = load_tensors(path)
+    except BadCheckpoint as error:
+        raise BadCheckpoint(f"{error} {again}") from error
     if meta.get("recipe") != json.loads(json.dumps(recipe)):
-        raise BadCheckpoint(f"{path} is not of the recipe its name stands for. Delete it, and it is trained again.")
-    if (there := meta.get("digest")) != (here := digest(recipe, state)):
+        raise BadCheckpoint(f"{path} is not of the recipe its name stands for. {again}")
+    if (there := meta.get("digest")) != (here := digest_of(state, recipe)):
         raise BadCheckpoint(
             f"{path}: its digest is {there}, but {here} is that of its weights and of its recipe ({meta['recipe']}). "
-            "The file was changed after it was written. Delete it, and it is trained again."
+            f"The file was changed after it was written. {again}"
         )
     copy_weights(net, state, path)

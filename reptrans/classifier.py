@@ -6,8 +6,9 @@ import pandas as pd
 from pydantic import Field, field_validator
 
 from reptrans.data import Dataset, load_dataset
+from reptrans.files import file_name
 from reptrans.models import build
-from reptrans.notebook import Parameters, names
+from reptrans.notebook import Parameters, names, once, some_names
 from reptrans.progress import progress
 from reptrans.training import Plan, train_classifier
 
@@ -23,6 +24,7 @@ class ClassifierRun(Parameters):
     dataset: str = "digits"
     image_size: int = Field(32, ge=0)
     limit: int = Field(0, ge=0)
+    channels: Literal[0, 1, 3] = 0
     epochs: int = Field(4, ge=1)
     lr: float = Field(0.1, gt=0)
     batch_size: int = Field(50, ge=1)
@@ -40,13 +42,16 @@ class ClassifierRun(Parameters):
     @field_validator("init_seeds")
     @classmethod
     def _are_seeds(cls, text: str) -> str:
-        if not names(text) or not all(seed.isdigit() for seed in names(text)):
-            raise ValueError("seeds are whole numbers from 0 on, joined by commas")
+        if not all(seed.isdecimal() and int(seed) < 2**63 for seed in some_names(text)):
+            raise ValueError("seeds are whole numbers from 0 to 2^63 - 1, joined by commas")
+        once([int(seed) for seed in names(text)])
         return text
 
     def load(self) -> Dataset:
         """The data set that the parameters name."""
-        return load_dataset(self.dataset, image_size=self.image_size or None, limit=self.limit or None)
+        return load_dataset(
+            self.dataset, image_size=self.image_size or None, limit=self.limit or None, channels=self.channels or None
+        )
 
     def plan(self, seed: int) -> Plan:
         return Plan(
@@ -66,7 +71,7 @@ def train_networks(p: ClassifierRun, dataset: Dataset, run) -> pd.DataFrame:
         order = seed if p.batch_seed < 0 else p.batch_seed
         net = build(p.model, num_classes=dataset.num_classes, in_channels=dataset.channels,
                     image_size=dataset.image_size, seed=seed).to(p.plan(order).dtype)  # fmt: skip
-        name = f"{p.model.replace('/', '-').replace(':', '-')}-seed{seed}"
+        name = f"{file_name(p.model)}-seed{seed}"
         rows = train_classifier(
             net, dataset, p.plan(order), batch_size=p.batch_size, augment=p.augment, batch_seed=order, device=p.device,
             checkpoint=run.checkpoint(f"{name}.safetensors"), save_every=p.save_frequency or None,

@@ -1,6 +1,7 @@
 """The experiment of the similarity notebook: the layers of pairs of networks measured, and stitched beside it."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Literal
 
 import pandas as pd
@@ -9,8 +10,10 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from reptrans.data import Dataset, Loader
-from reptrans.layers import cuttable_layers, front
-from reptrans.notebook import DatasetParameters, names
+from reptrans.data.split import balanced
+from reptrans.errors import BadData
+from reptrans.layers import channel_axes, cuttable_layers, front
+from reptrans.notebook import DatasetParameters, listed, names, some_names
 from reptrans.similarity import MEASURES, Measure, agreement, compare, debiased_cka, fold, linear_cka
 from reptrans.similarity.measures import find
 from reptrans.stitching import StitchingRun, network_pairs
@@ -33,7 +36,7 @@ class SimilarityRun(DatasetParameters):
     measures: str = "debiased_cka,linear_cka,procrustes_angular,cca_mean,linear_r2,rsa,mutual_knn"
     fold: Literal["pixels", "flatten", "pool", "tokens"] = "pool"
     images: int = Field(500, ge=4)
-    seeds: int = Field(3, ge=1)
+    seeds: int = Field(3, ge=1, le=1000)
     epochs: int = Field(0, ge=0)
     train_epochs: int = Field(4, ge=1)
     dtype: Literal["float32", "float64"] = "float64"
@@ -42,8 +45,14 @@ class SimilarityRun(DatasetParameters):
     @field_validator("measures")
     @classmethod
     def _are_known(cls, text: str) -> str:
-        for name in names(text):
+        for name in some_names(text):
             find(name)
+        return text
+
+    @field_validator("layers")
+    @classmethod
+    def _are_some(cls, text: str) -> str:
+        some_names(text)
         return text
 
     def stitching(self, layer: str) -> StitchingRun:
@@ -52,22 +61,45 @@ class SimilarityRun(DatasetParameters):
         return StitchingRun(**same, layer=layer, direct="least squares", cka_images=self.images)
 
 
-def each_pair(p: SimilarityRun, dataset: Dataset) -> Iterator[tuple[int, nn.Module, nn.Module, list[str], Loader]]:
-    """(seed, front network, end network, layers, loader of the test images) for every pair of networks."""
+def each_pair(
+    p: SimilarityRun, dataset: Dataset, maps: bool = False
+) -> Iterator[tuple[int, nn.Module, nn.Module, list[str], Loader]]:
+    """(seed, front network, end network, layers, loader of the test images) for every pair of networks.
+
+    Raises what of layers, fold and measures, with `maps` also of heat maps, does not fit before a network is trained.
+    """
     device, dtype = pick_device(p.device), getattr(torch, p.dtype)
-    first = ",".join(names(p.layers)[:1])
-    for seed, front_side, end_side in network_pairs(p.stitching(first), dataset):
-        nets = [side.get().to(device, dtype).eval() for side in (front_side, end_side)]
-        both = [name for name in cuttable_layers(nets[0]) if name in set(cuttable_layers(nets[1]))]
-        layers = names(p.layers, both) if p.layers == "all" else names(p.layers)
-        loader = dataset.loader("test", 100, device=device, dtype=dtype)
-        few = dataset.test.limit(max(1, p.images // dataset.num_classes))
-        yield seed, *nets, layers, loader.over(few)
+    loader = dataset.loader("test", 100, device=device, dtype=dtype)
+    pairs = network_pairs(p.stitching(listed(names(p.layers)[:1])), dataset)
+    rehearse(p, [side.untrained().to(device, dtype).eval() for side in pairs[0][1:]], loader, maps)
+    for seed, *sides in pairs:
+        nets = [side.get().to(device, dtype).eval() for side in sides]
+        few = dataset.test.select(balanced(dataset.test.labels, p.images))
+        yield seed, *nets, _layers(p, *nets), loader.over(few)
+
+
+def rehearse(p: SimilarityRun, nets: list[nn.Module], loader: Loader, maps: bool = False) -> None:
+    """Every measure at every layer of two untrained networks, with `maps` also the heat map, on few images."""
+    few, layers = loader.over(loader.split.select(torch.arange(min(32, len(loader.split))))), _layers(p, *nets)
+    sides = [_folded(net, layers, few, p.fold) for net in nets]
+    # What is said of these networks' own values, or of so few images, need not hold for the trained ones.
+    if maps:
+        with suppress(BadData):
+            compare(*nets, few, layers, layers, names(p.measures)[0], p.fold)
+    for measure in names(p.measures):
+        for name in layers:
+            with suppress(BadData):
+                MEASURES[measure].function(sides[0][name], sides[1][name])
+
+
+def _layers(p: SimilarityRun, front_net: nn.Module, end_net: nn.Module) -> list[str]:
+    both = [name for name in cuttable_layers(front_net) if name in set(cuttable_layers(end_net))]
+    return names(p.layers, both) if p.layers == "all" else names(p.layers)
 
 
 def heat_maps(p: SimilarityRun, dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The first measure for all pairs of layers: within the first front network, and between the first pair."""
-    _, front_net, end_net, layers, loader = next(each_pair(p, dataset))
+    _, front_net, end_net, layers, loader = next(each_pair(p, dataset, maps=True))
     measure = names(p.measures)[0]
     within, between = (
         compare(front_net, other, loader, layers, layers, measure, p.fold) for other in (front_net, end_net)
@@ -92,10 +124,11 @@ def same_layers(p: SimilarityRun, dataset: Dataset) -> pd.DataFrame:
 @torch.no_grad()
 def _folded(net: nn.Module, layers: list[str], loader: Loader, how: str) -> dict[str, Tensor]:
     """The activations of every layer for all of the loader's images, folded into rows."""
-    part, found = front(net, layers), {name: [] for name in layers}
+    part, axes, found = front(net, layers), {}, {name: [] for name in layers}
     for batch in loader:
+        axes = axes or channel_axes(net, layers, batch.images)
         for name, activations in part(batch.images).items():
-            found[name].append(fold(activations, how).double())
+            found[name].append(fold(activations, how, axes[name]).double())
     return {name: torch.cat(pieces) for name, pieces in found.items()}
 
 

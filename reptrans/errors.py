@@ -11,6 +11,10 @@ from collections.abc import Iterable
 class ReptransError(Exception):
     """The root of all errors raised for what a user gave."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows of it: the message alone, for the frames below tell its reader nothing."""
+        return f"{type(self).__name__}: {self}".splitlines()
+
 
 class UnknownName(ReptransError, ValueError):
     """A dataset, network, method or parameter name that does not exist."""

@@ -1,15 +1,32 @@
 """Files appear whole or not at all: written under a temporary name in the same folder, then renamed."""
 
+import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
 from safetensors import SafetensorError
 
 from reptrans.errors import CannotWrite
+
+_LONGEST_NAME = 64
+
+
+def file_name(text: str) -> str:
+    """A part of a file's name for any `text`: itself where it is plain and short, else what is plain of it and a hash.
+
+    >>> file_name("layer1.0.conv2"), file_name("my layer")
+    ('layer1.0.conv2', 'my_layer-94915f9c')
+    """
+    plain = re.sub(r"[^A-Za-z0-9_.,=+-]+", "_", text).lstrip(".,=+-")
+    if text and plain == text and len(text) <= _LONGEST_NAME:
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{plain[: _LONGEST_NAME - 9] or '_'}-{digest}"
 
 
 @contextmanager
@@ -27,6 +44,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
         yield temporary
         _flush(temporary)
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     except CannotWrite:
         raise
     except (OSError, SafetensorError) as error:
@@ -62,6 +80,17 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Force the new name to the disk too, where system and disk can."""
+    if hasattr(os, "O_DIRECTORY"):
+        with suppress(OSError):
+            handle = os.open(folder, os.O_DIRECTORY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
 
 def _remove(temporary: Path) -> None:

@@ -10,15 +10,18 @@ In a notebook:
 """
 
 import ast
+import csv
+import io
 import math
 import reprlib
-from collections.abc import Iterable
-from typing import Any, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, TypeVar
 
 import pandas as pd
 from IPython import get_ipython
 from IPython.display import display
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 
 from reptrans.data import Dataset, load_dataset
 from reptrans.errors import BadValue, UnknownName, suggest
@@ -29,48 +32,66 @@ __all__ = [
     "Parameters",
     "as_text",
     "interactive",
+    "listed",
     "names",
+    "once",
     "parameters",
+    "parts",
     "progress",
     "show",
+    "some_names",
     "spread",
     "style",
 ]
 
 HELP = "papermill --help-notebook explains every parameter"
 
+MOST = 10**9  # no parameter is a number beyond it
+
 _Model = TypeVar("_Model", bound=BaseModel)
+_Item = TypeVar("_Item")
 
 
 class Parameters(BaseModel):
     """The parameters of a notebook: unknown names are refused and nothing is converted, except an int to a float.
 
-    So the text "1,2" stays a text, 1e3 is no integer, True is no number, and NaN and infinity are refused.
+    So the text "1,2" stays a text, 1e3 is no integer, True is no number, and NaN, infinity and numbers beyond `MOST`
+    are refused.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _is_no_slip(cls, value: Any) -> Any:
+        if isinstance(value, (int, float)) and abs(value) > MOST:
+            raise ValueError(f"numbers are taken from {-MOST:,} to {MOST:,}")
+        return value
 
 
 class DatasetParameters(Parameters):
     """The parameters that name a data set; 0 and "" stand for "as it is". Meanings as in `load_dataset`."""
 
     dataset: str = "digits"
-    image_size: int = Field(32, ge=0)
+    image_size: int = Field(32, ge=0, le=10_000)
     limit: int = Field(0, ge=0)
     normalise: str = ""
+    channels: Literal[0, 1, 3] = 0
 
     def load(self) -> Dataset:
         """The data set that the parameters name; raises what `load_dataset` does."""
         return load_dataset(
-            self.dataset, image_size=self.image_size or None, limit=self.limit or None, normalise=self.normalise or None
-        )
+            self.dataset, image_size=self.image_size or None, limit=self.limit or None,
+            normalise=self.normalise or None, channels=self.channels or None,
+        )  # fmt: skip
 
 
 def parameters(model: type[_Model]) -> _Model:
     """Check the variables of the running notebook against `model` and return them as one value.
 
     Looked at are the variables named like the model's fields, and every name assigned in the cell that papermill
-    puts in (its first line is `# Parameters`), so that a mistyped `-p` name is refused.
+    puts in (its first line is `# Parameters`), so that a mistyped `-p` name is refused. papermill makes the number 3 of
+    `-p layer 3`, which becomes the text "3" again where a text is needed.
 
     Raises:
         UnknownName: a name that is no field of the model.
@@ -84,7 +105,8 @@ def parameters(model: type[_Model]) -> _Model:
         )
     unknown = [name for name in _injected(shell.user_ns.get("In", [])) if name not in model.model_fields]
     problems = [_unknown(name, shell.user_ns, model) for name in unknown]
-    given = {name: shell.user_ns[name] for name in model.model_fields if name in shell.user_ns}
+    fields = model.model_fields.items()
+    given = {name: _as_typed(shell.user_ns[name], field) for name, field in fields if name in shell.user_ns}
     try:
         checked = model.model_validate(given)
         if not unknown:
@@ -97,10 +119,13 @@ def parameters(model: type[_Model]) -> _Model:
 def names(text: str, options: Iterable[str] | None = None) -> list[str]:
     """The names in a comma list: "bn1, bn3" gives ["bn1", "bn3"]; with `options`, "all" gives every one of them.
 
+    A name that holds a comma stands in double quotes, as in a line of CSV; see `listed`.
+
     Raises:
         UnknownName: a name that is not among `options`.
+        BadValue: a name that stands there twice.
     """
-    chosen = [part.strip() for part in text.split(",") if part.strip()]
+    chosen = once(parts(text))
     if options is None:
         return chosen
     options = list(options)
@@ -110,6 +135,36 @@ def names(text: str, options: Iterable[str] | None = None) -> list[str]:
         if name not in options:
             raise UnknownName(f"there is no {name!r}. {suggest(name, ['all', *options])}")
     return chosen
+
+
+def some_names(text: str, options: Iterable[str] | None = None) -> list[str]:
+    """`names`, at least one; BadValue for an empty list."""
+    if chosen := names(text, options):
+        return chosen
+    known = "" if options is None else f" Possible: {', '.join(['all', *options])}"
+    raise BadValue(f"no name is given. Give one, or several joined by commas.{known}")
+
+
+def parts(text: str) -> list[str]:
+    """The entries of a comma list as they stand there, be some of them equal; see `names`."""
+    lines = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
+    return [cell.strip() for line in lines for cell in line if cell.strip()]
+
+
+def listed(entries: Iterable[object]) -> str:
+    """The comma list of which `names` makes these entries again, whatever their texts hold."""
+    line = io.StringIO(newline="")
+    csv.writer(line).writerow([str(entry) for entry in entries])
+    return line.getvalue().removesuffix("\r\n")
+
+
+def once(entries: Sequence[_Item]) -> list[_Item]:
+    """The entries; BadValue for one that is there twice: two rows of one thing are no two observations."""
+    texts = [" and ".join(dict.fromkeys(map(str, e))) if isinstance(e, tuple) else str(e) for e in entries]
+    for place, entry in enumerate(entries):
+        if entry in entries[:place]:
+            raise BadValue(f"{texts[place]!r} is named twice. Name each once: {listed(dict.fromkeys(texts))}")
+    return list(entries)
 
 
 def style() -> None:
@@ -197,6 +252,12 @@ def _injected(cells: list[str]) -> list[str]:
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
+def _as_typed(value: Any, field: FieldInfo) -> Any:
+    """The text of which papermill made a whole number; not where the usual text is one of digits: its zeros count."""
+    digits = isinstance(field.default, str) and field.default.isdigit()
+    return str(value) if field.annotation is str and type(value) is int and not digits else value
+
+
 def _unknown(name: str, variables: dict[str, Any], model: type[BaseModel]) -> str:
     value = f" = {_brief(variables[name])}" if name in variables else ""
     return f"{name}{value}: there is no such parameter. {suggest(name, model.model_fields)}"
@@ -207,6 +268,9 @@ def _refused(entry: dict[str, Any]) -> str:
     name = ".".join(str(part) for part in entry["loc"])
     if entry["type"] == "missing":
         return f"{name}: not set. Give it a value in the notebook's cell of parameters"
+    if entry["type"] == "string_type":
+        given = _brief(entry["input"])
+        return f"{name} = {given}: a text is needed. Put it in quotes; to papermill, give it by -r {name} TEXT"
     message = entry["msg"].removeprefix("Value error, ")
     return f"{name} = {_brief(entry['input'])}: {message}" if name else message
 
@@ -218,8 +282,5 @@ def _brief(value: Any) -> str:
 
 
 def _short(kind: type[Exception], problems: list[str]) -> Exception:
-    """An error that a notebook shows as its message alone: the frames below it tell its reader nothing."""
     count = "1 parameter is" if len(problems) == 1 else f"{len(problems)} parameters are"
-    error = kind("\n".join([f"{count} not as the notebook needs:", *(f"  {line}" for line in problems), HELP]))
-    error._render_traceback_ = lambda: f"{kind.__name__}: {error}".splitlines()  # the hook IPython looks for
-    return error
+    return kind("\n".join([f"{count} not as the notebook needs:", *(f"  {line}" for line in problems), HELP]))

@@ -7,6 +7,8 @@ depend on the working directory.
 import os
 from pathlib import Path
 
+from reptrans.errors import BadValue
+
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -17,7 +19,7 @@ def data_root() -> Path:
     package without a checkout) `reptrans-data/` in the working directory.
     """
     if given := os.environ.get("REPTRANS_DATA"):
-        return Path(given).expanduser().resolve()
+        return real(given, "REPTRANS_DATA")
     if (_CHECKOUT / "pyproject.toml").is_file():
         return _CHECKOUT / "data"
     return Path.cwd() / "reptrans-data"
@@ -36,7 +38,26 @@ def shipped_networks() -> Path:
 def runs_root() -> Path:
     """The folder where every run leaves its own folder: `REPTRANS_RUNS` (a sweep sets it), else in `data_root()`."""
     given = os.environ.get("REPTRANS_RUNS")
-    return Path(given).expanduser().resolve() if given else data_root() / "runs"
+    return real(given, "REPTRANS_RUNS") if given else data_root() / "runs"
+
+
+def real(given: str | Path, who: str) -> Path:
+    """`given`, of which nothing need be there, without `~` and links. Raises BadValue as `expanded`."""
+    return expanded(given, who).resolve()
+
+
+def expanded(given: str | Path, who: str) -> Path:
+    """`given` without `~`. Raises BadValue where the system takes no such path, naming `who` asked for it."""
+    try:
+        path = Path(given).expanduser()
+        path.resolve().exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).split(" from ")[0]
+        raise BadValue(
+            f"{who} is {str(given)!r}, which cannot be used: {reason.rstrip('.')}. "
+            "Give a path that is there or can be made."
+        ) from error
+    return path
 
 
 def shown(path: Path) -> str:

@@ -51,14 +51,13 @@ def _facts(reading: str, facts: dict[str, Any]) -> list[str]:
 def _table_pages(name: str, table: pd.DataFrame) -> list[list[str]]:
     """Pages of a rounded table: what all rows share is said once; the other columns in groups that fit across, each
     group led by the row's number."""
-    shared = [column for column in table.columns if len(table) > 1 and (table[column].astype(str).nunique() == 1)]
+    shared = [column for column in table.columns if len(table) > 1 and table[column].map(str).nunique() == 1]
     same = {"the same in all rows": {str(c): "" if _missing(v := table[c].iloc[0]) else str(v) for c in shared}}
     pages = _paged([f"{name}: {len(table)} rows", *_facts("", same)]) if shared else []
     table = table.drop(columns=shared)
     shown = table.head(_MOST_ROWS)
     cut = f", the first {len(shown)}" if len(shown) < len(table) else ""
     heading = f"{name}: {len(table)} rows{cut}"
-    pages = []
     for group in _groups([_column(column, shown.iloc[:, at]) for at, column in enumerate(shown.columns)]):
         count = [f"{line:>5}" for line in ["", *range(1, len(shown) + 1)]]
         head, *body = ["  ".join(cells) for cells in zip(count, *group, strict=True)]

@@ -6,16 +6,19 @@
         run.finish("Stitching", "The stitched network keeps its accuracy up to layer3.")
 
 The folder's name holds a hash of the parameters, so the same parameters come back to the same folder and resume
-from its checkpoints. What differs between equal runs, the times, stands in `run.json` alone.
+from its checkpoints. What differs between equal runs, the times, stands in `run.json` alone. In a notebook no `with` is
+needed: a cell that ends with an error leaves the run failed.
 """
 
 import functools
 import hashlib
 import json
 import math
+import os
 import platform
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,13 +30,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from IPython import get_ipython
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import BaseModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reptrans.errors import BadValue, CannotWrite
+from reptrans.errors import BadData, BadValue, CannotWrite
 from reptrans.files import atomic, reason
 from reptrans.paths import runs_root
 from reptrans.report import write_report
@@ -61,6 +65,7 @@ class Run:
         self._record = self._first_record()
         self._make(self.folder)
         self._update()
+        self._watch()
 
     def __enter__(self) -> "Run":
         return self
@@ -70,10 +75,33 @@ class Run:
             if self._record["status"] != "finished":
                 self.finish(self.name)
             return
+        self._unwatch()
+        self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
         try:
-            self._update(status="failed", error=f"{kind.__name__}: {error}".splitlines()[0], finished=_now())
+            self._update(status="failed", error=f"{type(error).__name__}: {error}".splitlines()[0], finished=_now())
         except CannotWrite as second:  # the first error goes on and carries the second along
             error.add_note(str(second))
+
+    def _watch(self) -> None:
+        """In a notebook: note the error that a cell ends with, instead of the run that had this name before there."""
+        if shell := get_ipython():
+            if before := _watched.get(self.name):
+                before._unwatch()
+            _watched[self.name] = self
+            shell.events.register("post_run_cell", self._after_cell)
+
+    def _unwatch(self) -> None:
+        shell = get_ipython()
+        if _watched.get(self.name) is self:
+            del _watched[self.name]
+            if shell and self._after_cell in shell.events.callbacks["post_run_cell"]:
+                shell.events.unregister("post_run_cell", self._after_cell)
+
+    def _after_cell(self, cell: Any) -> None:
+        if error := cell.error_before_exec or cell.error_in_exec:
+            self._fail(error)
 
     def checkpoint(self, name: str) -> Path:
         """The path of checkpoint `name`, to go on from if this run is interrupted; `finish` removes them all.
@@ -98,7 +126,8 @@ class Run:
             columns = pyarrow.Table.from_pandas(table, preserve_index=False)
         except (pyarrow.ArrowException, ValueError) as error:
             raise BadValue(f"rows {name!r} need unique column names and one type per column: {error}") from error
-        self._write(f"{_file_name(name)}.parquet", lambda path: parquet.write_table(columns, path))
+        whole = {"write_page_checksum": True}  # so that later damage is noticed
+        self._write(f"{_file_name(name)}.parquet", lambda path: parquet.write_table(columns, path, **whole))
         self._write(f"{name}.csv", lambda path: table.to_csv(path, index=False, lineterminator="\n"))
         self._write(f"{name}.json", lambda path: path.write_text(_records(table)))
         self._rows[name] = table
@@ -123,14 +152,17 @@ class Run:
         """
         facts = {"parameters": self.parameters, "environment": self._environment, "git": self._record["git"]}
         self._write("report.pdf", lambda path: write_report(path, title, reading, facts, self._rows, self._figures))
-        self._update(status="finished", title=title, reading=reading, finished=_now())
+        self._update(status="finished", error=None, title=title, reading=reading, finished=_now())
+        self._unwatch()
         if self._checkpoints.is_dir():
             shutil.rmtree(self._checkpoints)
 
     def _first_record(self) -> dict[str, Any]:
         times = {"started": _now(), "finished": None}
         code = {"environment": self._environment, "git": _own_git_state()}
-        return {"name": self.name, "status": "running", "error": None, **times, "parameters": self.parameters,
+        process = {"pid": os.getpid(), "host": socket.gethostname()}
+        return {"name": self.name, "status": "running", "error": None, **times, "process": process,
+                "parameters": self.parameters,
                 "seeds": _seeds(self.parameters), **code, "files": self.files}  # fmt: skip
 
     def _update(self, **changes: Any) -> None:
@@ -161,6 +193,50 @@ class Run:
                 f"{fact} {safe} Free some space, or write elsewhere: Run({self.name!r}, ..., folder=...) for this run, "
                 "the environment variable REPTRANS_DATA for all."
             ) from error
+
+
+_watched: dict[str, Run] = {}  # by name, the runs of this notebook that have not ended
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """What `run.json` in a run's folder says; a run that was at work on this machine and is no more is "broken off".
+
+    Raises:
+        BadData: there is none, or it is not whole.
+    """
+    path = Path(folder) / "run.json"
+    try:
+        record = json.loads(path.read_text())
+        status, process = record["status"], dict(record.get("process") or {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BadData(
+            f"{path} is no whole record of a run ({type(error).__name__}). Remove {path.parent}, and run it again."
+        ) from error
+    broken = status == "running" and process.get("host") == socket.gethostname() and not _alive(process.get("pid"))
+    return record | {"status": "broken off" if broken else status}
+
+
+def _alive(pid: Any) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, TypeError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def all_runs() -> pd.DataFrame:
+    """A row for each run below the folder of runs, the latest first: run, status, started, error."""
+    rows = []
+    for path in runs_root().glob("*/run.json"):
+        try:
+            record = read_record(path.parent)
+        except BadData as error:
+            record = {"status": "damaged", "error": str(error)}
+        rows.append({"run": path.parent.name} | {name: record.get(name) for name in ("status", "started", "error")})
+    table = pd.DataFrame(rows, columns=["run", "status", "started", "error"])
+    return table.sort_values("started", ascending=False, ignore_index=True)
 
 
 @functools.cache

@@ -1,9 +1,10 @@
 """Nested tensors in one safetensors file: whole or not at all, plain data, readable without this package.
 
 The tensors lie under dotted names; what joins them (dicts with any plain keys, lists, tuples, numbers, strings, None)
-is written as JSON into the file's metadata. Nothing is ever pickled.
+is written as JSON into the file's metadata, with a digest of it all. Nothing is ever pickled.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from reptrans.errors import BadCheckpoint, BadValue, CannotWrite, suggest
 from reptrans.files import atomic, free_space, reason
 
-_SKELETON, _META = "reptrans.skeleton", "reptrans.meta"
+_SKELETON, _META, _DIGEST = "reptrans.skeleton", "reptrans.meta", "reptrans.digest"
 _SCALARS = (str, int, float, bool, type(None))
 
 
@@ -28,6 +29,7 @@ def save_tensors(path: str | Path, state: object, meta: dict | None = None) -> N
     path, tensors = Path(path), {}
     skeleton = _take_apart(state, "", tensors)
     described = {_SKELETON: json.dumps(skeleton), _META: json.dumps(meta or {})}
+    described[_DIGEST] = _digest(tensors, described)
     make_folder(path.parent)
     with atomic(path) as temporary:
         save_file(tensors, temporary, metadata=described)
@@ -37,18 +39,33 @@ def load_tensors(path: str | Path, device: str | torch.device = "cpu") -> tuple[
     """What `save_tensors` was given: (state, meta), the tensors on `device`.
 
     A safetensors file of other origin gives its tensors by name, and its metadata.
-    Raises BadCheckpoint for a file that is missing, incomplete or of another format.
+    Raises BadCheckpoint for a file that is missing, incomplete, damaged or of another format.
     """
     path = existing(path)
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            described = file.metadata() or {}
+        with safe_open(path, framework="pt", device="cpu") as file:
+            described = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise incomplete(path) from error
+    _refuse_damage(path, tensors, described)
+    tensors = {name: value.to(device) for name, value in tensors.items()}
     if _SKELETON not in described:
-        return tensors, dict(described)
-    return _put_together(json.loads(described[_SKELETON]), tensors), json.loads(described[_META])
+        return tensors, described
+    try:
+        return _put_together(json.loads(described[_SKELETON]), tensors), dict(json.loads(described[_META]))
+    # Text that is no skeleton raises whatever its reader happened to stumble over, too deep a nesting included.
+    except Exception as error:
+        raise incomplete(path) from error
+
+
+def digest_of(tensors: dict[str, Tensor], *more: object) -> str:
+    """16 hex digits that tell whether something is still the same: of all tensors and their names, and of JSON data."""
+    found = hashlib.sha256("".join(json.dumps(part, sort_keys=True) for part in more).encode())
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
 
 
 def existing(path: str | Path) -> Path:
@@ -68,8 +85,21 @@ def incomplete(path: Path) -> BadCheckpoint:
     size = path.stat().st_size
     return BadCheckpoint(
         f"{path} ({size} bytes) is not a complete checkpoint: it breaks off or is of another format. "
-        "Delete it, then train or download it again."
+        "Train or download it again, or save its weights with torch.save."
     )
+
+
+def _refuse_damage(path: Path, tensors: dict[str, Tensor], described: dict[str, str]) -> None:
+    there = described.get(_DIGEST)
+    if there is not None and there != (here := _digest(tensors, described)):
+        raise BadCheckpoint(
+            f"{path} is damaged: the digest of what was written is {there}, of what it holds now {here}. "
+            "Take it from a copy, or train or download it again."
+        )
+
+
+def _digest(tensors: dict[str, Tensor], described: dict[str, str]) -> str:
+    return digest_of(tensors, described.get(_SKELETON), described.get(_META))
 
 
 def make_folder(folder: Path) -> None:
@@ -111,8 +141,7 @@ def _put_together(node: object, tensors: dict[str, Tensor]) -> object:
         return tensors[content]
     if kind == "dict":
         return {key: _put_together(child, tensors) for key, child in content}
-    children = [_put_together(child, tensors) for child in content]
-    return children if kind == "list" else tuple(children)
+    return {"list": list, "tuple": tuple}[kind](_put_together(child, tensors) for child in content)
 
 
 def _plain_key(key: object, name: str) -> object:

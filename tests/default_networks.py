@@ -16,7 +16,7 @@ from papermill import inspect_notebook
 from torch import nn
 
 from reptrans.atlas import AtlasRun
-from reptrans.checkpoints import digest, load_tensors, save_tensors, trained
+from reptrans.checkpoints import load_tensors, save_tensors, trained
 from reptrans.data import Dataset
 from reptrans.distillation import DistillationRun
 from reptrans.inputs import ModelSimilarityRun
@@ -25,6 +25,7 @@ from reptrans.merging import MergingRun
 from reptrans.notebook import Parameters
 from reptrans.paths import shipped_networks
 from reptrans.stitching import StitchingRun
+from reptrans.tensorfiles import digest_of
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
@@ -79,7 +80,7 @@ def make(folder: Path) -> None:
         for path in sorted(Path(scratch).glob("*.safetensors")):
             state, meta = load_tensors(path)
             state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-            meta = meta | {"digest": digest(meta["recipe"], state), "rows": meta["rows"][-1:]}
+            meta = meta | {"digest": digest_of(state, meta["recipe"]), "rows": meta["rows"][-1:]}
             save_tensors(folder / path.name, state, meta)
 
 

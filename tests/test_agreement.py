@@ -151,3 +151,80 @@ def test_messages():
         s.error_consistency_interval(A, B, LABELS, level=95)
     with pytest.raises(BadValue, match=r"fraction in \[0, 1\]; given 90"):
         s.error_consistency_range(90, 95)
+    with pytest.raises(ShapeMismatch, match=r"same classes are needed, .*; given \[\(500, 10\), \(500, 9\)\]"):
+        s.agreement(A, B[:, :9], LABELS)
+    with pytest.raises(ShapeMismatch, match="logits .* with the same classes are needed, .*; given none"):
+        s.ensemble_accuracy([], LABELS)
+    with pytest.raises(
+        BadData, match=r"answers \(500,\) of torch.int64 go from 1 to 10; they are whole numbers from 0 to 9"
+    ):
+        s.agreement(A, B, LABELS + 1)
+    with pytest.raises(BadData, match="go from -1 to 8; they are whole numbers from 0 to 9"):
+        s.error_consistency(A, B, LABELS - 1)
+    with pytest.raises(BadData, match="they are whole numbers from 0"):
+        s.disagreement(LABELS, LABELS + 0.5)
+    with pytest.raises(
+        BadData, match=r"the labels are \(500, 10\) of torch.float64. Give class numbers .* yes \(1\) and no \(0\)"
+    ):
+        s.agreement(A, B, A)
+
+
+def several(n=200, k=4, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    a, b = torch.randn(2, n, k, generator=g, dtype=torch.float64)
+    return a, b + a, (torch.rand(n, k, generator=g) < 0.4).to(torch.uint8)
+
+
+def test_several_labels_count_each_yes_and_no():
+    a, b, labels = several()
+    row = s.agreement(a, b, labels)
+    flat = [(v > 0).long().flatten() for v in (a, b)]
+    single = s.agreement(*(torch.nn.functional.one_hot(v).double() for v in flat), labels.flatten().long())
+    for name in (
+        "accuracy_a",
+        "accuracy_b",
+        "disagreement",
+        "error_consistency",
+        "error_consistency_least",
+        "cohen_kappa",
+    ):
+        assert row[name] == pytest.approx(single[name], abs=1e-12)
+    assert row["ensemble_accuracy"] == (((a.sigmoid() + b.sigmoid()) > 1) == labels).double().mean()
+    two = [torch.stack([v.sigmoid().flatten(), 1 - v.sigmoid().flatten()], 1) for v in (a, b)]
+    assert row["jensen_shannon"] == pytest.approx(s.jensen_shannon(*two).item())
+    assert s.churn(a, b, labels)["churn"] == row["disagreement"]
+
+
+def test_the_interval_draws_images_with_all_their_labels():
+    """Copies of one label are no further evidence: the interval is as wide as with the label alone."""
+    a, b, labels = several(k=1)
+    copies = [v.expand(-1, 8) for v in (a, b, labels)]
+    one, eight = (s.error_consistency_interval(*v, resamples=20000) for v in ((a, b, labels), copies))
+    assert eight == pytest.approx(one, abs=0.02)
+    assert s.error_consistency(*copies) == pytest.approx(s.error_consistency(a, b, labels))
+
+
+@pytest.mark.parametrize(
+    "form", [torch.Tensor.bool, torch.Tensor.long, torch.Tensor.float, torch.Tensor.numpy, torch.Tensor.tolist]
+)
+def test_several_labels_in_any_form(form):
+    a, b, labels = several()
+    assert s.agreement(a, b, form(labels)) == s.agreement(a, b, labels)
+
+
+def test_several_labels_of_other_shapes_are_refused():
+    a, b, labels = several()
+    with pytest.raises(
+        ShapeMismatch, match=r"same examples are needed, .* given \[\(200, 4\), \(200, 4\), \(200, 3\)\]"
+    ):
+        s.error_consistency(a, b, labels[:, :3])
+    with pytest.raises(
+        BadData, match=r"answers \(200, 4\) of torch.int64 go from 0 to 2; they are whole numbers from 0 to 1"
+    ):
+        s.agreement(a, b, labels.long() * 2)
+
+
+def test_answers_in_arrays_and_lists():
+    expected = s.agreement(A, B, LABELS)
+    assert s.agreement(A.numpy(), B.tolist(), LABELS.numpy()) == expected
+    assert s.disagreement(LABELS.tolist(), LABELS.numpy()) == 0

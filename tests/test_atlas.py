@@ -141,7 +141,7 @@ def test_two_checkpoints_and_few_test_images(run, tmp_path):
 
 
 REFUSED = [
-    ({"layers": "conv1,conv2,conv1"}, BadValue,
+    ({"layers": "conv1,conv2"}, BadValue,
      "2 layers are named (conv1, conv2), and a rank correlation needs 4 at least. Name more of them."),
     ({"method": "kd"}, BadValue,
      "the method 'kd' looks at out of the teacher, and here conv1 alone should teach. Choose another, for instance sp, "

@@ -3,8 +3,13 @@
 import errno
 import multiprocessing
 import pickle
+import re
+import warnings
+from argparse import Namespace
 from dataclasses import replace
+from pathlib import PurePosixPath
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,7 +32,7 @@ from reptrans.training import Plan
 
 INCOMPLETE = (
     "{path} ({size} bytes) is not a complete checkpoint: it breaks off or is of another format. "
-    "Delete it, then train or download it again."
+    "Train or download it again, or save its weights with torch.save."
 )
 
 
@@ -193,13 +198,21 @@ class Trap:
         return exec, ("raise SystemExit('a file ran code')",)
 
 
-@pytest.mark.parametrize("content", [nn.Linear(1, 1), {"state_dict": {}, "trap": Trap()}])
+@pytest.mark.parametrize(
+    ("content", "met"),
+    [
+        (nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
+        ({"state_dict": {}, "trap": Trap()}, "exec"),
+        ({"state_dict": {}, "kept": np.zeros(3)}, "numpy._core.multiarray._reconstruct"),
+        ({"state_dict": {}, "where": PurePosixPath("a")}, "pathlib.PurePosixPath"),
+    ],
+)
 @pytest.mark.parametrize("zipped", [True, False])
-def test_pickles_that_would_run_code_are_refused(content, zipped, tmp_path):
+def test_pickles_that_would_run_code_are_refused(content, met, zipped, tmp_path):
     path = tmp_path / "net.pth"
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     assert message_of(BadCheckpoint, read_weights, path) == (
-        f"{path} was refused: it is a pickle of more than weights, and reading it would run code. "
+        f"{path} was refused: it is a pickle of more than weights ({met}), and reading it would run code. "
         "Where you trust it, save its state_dict() with torch.save, and read that."
     )
 
@@ -231,7 +244,7 @@ def test_files_without_weights(content, found, tmp_path):
 
 def test_another_suffix_is_refused(tmp_path):
     assert message_of(BadValue, read_weights, tmp_path / "net.h5") == (
-        "net.h5 has the suffix '.h5'. Possible: .safetensors, .pt, .pth, .tar"
+        "net.h5 has the suffix '.h5'. Possible: .safetensors, .pt, .pth, .ckpt, .bin, .th, .tar"
     )
 
 
@@ -304,7 +317,8 @@ def test_translate_gives_names_of_the_network(tmp_path):
         ),
         (
             lambda s: {n: v for n, v in s.items() if n != "bn1.bias"} | {"fc.bias": torch.zeros(3), "x": torch.ones(2)},
-            "the checkpoint has no bn1.bias, Tiny needs (4,) (1 missing, 1 unexpected, 1 of another shape, of 9)",
+            "the checkpoint has no bn1.bias but x (2,), Tiny needs (4,) (1 missing, 1 unexpected, 1 of another shape, "
+            "of 9)",
         ),
         (
             lambda s: s | {"bn9.bias": torch.zeros(2), "bn9.weight": torch.zeros(2)},
@@ -326,6 +340,160 @@ def test_a_missing_counter_of_batches_is_no_difference(tmp_path):
     state = {name: value for name, value in net.state_dict().items() if not name.endswith("num_batches_tracked")}
     torch.save(state, tmp_path / "net.pt")
     assert torch.equal(load_network(Tiny(), tmp_path / "net.pt").bn1.weight, net.bn1.weight)
+
+
+@pytest.mark.parametrize(
+    "file_prefix", ["", "module.", "_orig_mod.module.", "model.", "module.model._orig_mod.", "net."]
+)
+@pytest.mark.parametrize("wrap", [lambda net: net, nn.DataParallel, lambda net: nn.ModuleDict({"net": net})])
+def test_prefixes_may_be_on_either_side(file_prefix, wrap, tmp_path):
+    net = fill(Tiny())
+    torch.save({file_prefix + name: value for name, value in net.state_dict().items()}, tmp_path / "net.bin")
+    other = load_network(wrap(Tiny()), tmp_path / "net.bin")
+    assert all(map(torch.equal, other.parameters(), net.parameters()))
+
+
+def test_a_prefix_that_is_the_networks_own_stays_where_others_have_none(tmp_path):
+    net = nn.ModuleDict({"model": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    path = tmp_path / "net.pt"
+    torch.save({name: v for name, v in net.state_dict().items() if name.startswith("model.")}, path)
+    assert message_of(BadCheckpoint, load_network, net, path) == (
+        f"{path} does not fit: the checkpoint has no head.weight, the network needs (2, 2) (2 missing, 0 unexpected, 0 "
+        "of another shape, of 4)."
+    )
+
+
+def test_lightnings_file_with_its_prefix(tmp_path):
+    net = fill(Tiny())
+    weights = {f"model.{name}": value for name, value in net.state_dict().items()}
+    content = {"pytorch-lightning_version": "2.4.0", "epoch": 3, "hyper_parameters": {"lr": 0.1}, "state_dict": weights}
+    torch.save(content, tmp_path / "last.ckpt")
+    assert torch.equal(load_network(Tiny(), tmp_path / "last.ckpt").fc.weight, net.fc.weight)
+    torch.save({**content, "state_dict": weights | {"loss.weight": torch.ones(2)}}, tmp_path / "more.ckpt")
+    assert message_of(BadCheckpoint, load_network, Tiny(), tmp_path / "more.ckpt") == (
+        f"{tmp_path / 'more.ckpt'} does not fit: the checkpoint has no conv1.weight but model.conv1.weight (4, 3, 3, "
+        "3), Tiny needs (4, 3, 3, 3) (8 missing, 10 unexpected, 0 of another shape, of 9)."
+    )
+
+
+def test_timms_file_says_which_of_its_networks_is_taken(tmp_path):
+    path, (one, two) = tmp_path / "last.pth.tar", ({"w": torch.full((1,), k)} for k in (1.0, 2.0))
+    torch.save({"arch": "x", "state_dict": one, "state_dict_ema": two, "args": Namespace(lr=0.1), "metric": 0.5}, path)
+    with pytest.warns(UserWarning) as caught:
+        assert read_weights(path)["w"].item() == 1
+    assert [str(w.message) for w in caught] == [
+        f"{path} holds several networks, and 'state_dict' is taken. Another: part='state_dict_ema'."
+    ]
+    assert read_weights(path, "state_dict_ema")["w"].item() == 2
+    assert message_of(BadValue, read_weights, path, "model_ema") == (
+        f"{path} has no part 'model_ema'. Possible: state_dict, state_dict_ema."
+    )
+
+
+@pytest.mark.parametrize(
+    "number", [np.float64(0.5), np.float32(0.5), np.int64(3), np.bool_(True), np.uint8(2), np.float16(1)]
+)
+@pytest.mark.parametrize("core", ["numpy._core", "numpy.core"])
+def test_numpy_numbers_beside_weights_are_plain_data(number, core, tmp_path):
+    path = tmp_path / "best.th"
+    torch.save({"best": number, "state_dict": {"w": torch.ones(1)}}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    assert b"numpy._core" in content
+    # NumPy 1 wrote the other name; the pickle ends a name with a new line, so that lengths do not matter.
+    path.write_bytes(content.replace(b"numpy._core", core.encode()))
+    assert read_weights(path)["w"].item() == 1
+
+
+def test_a_torchscript_program_is_refused_as_such(tmp_path):
+    path = tmp_path / "scripted.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(nn.Linear(3, 2), torch.ones(1, 3)), str(path))
+    assert message_of(BadCheckpoint, load_network, nn.Linear(3, 2), path) == (
+        f"{path} was refused: it is a TorchScript program, and reading it would run code. Where you trust it, save "
+        "torch.jit.load('scripted.pt').state_dict() with torch.save, and read that."
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (torch.tensor([[1.0, float("nan")]]), "is no use: weight holds NaN or infinity in torch.float32. Take the "
+         "weights from before the training diverged, or from another copy."),
+        (torch.tensor([[1.0, -float("inf")]]), "is no use: weight holds NaN or infinity in torch.float32. Take the "
+         "weights from before the training diverged, or from another copy."),
+        (torch.tensor([[1.0, 1e300]], dtype=torch.float64), "is no use: weight holds NaN or infinity in torch.float32. "
+         "Take the weights from before the training diverged, or from another copy."),
+        (torch.ones(1, 2, dtype=torch.int8), "does not fit: weight is torch.int8, and the network's is torch.float32. "
+         "Save the weights as real floating-point numbers."),
+        (torch.ones(1, 2, dtype=torch.complex64), "does not fit: weight is torch.complex64, and the network's is "
+         "torch.float32. Save the weights as real floating-point numbers."),
+    ],
+)  # fmt: skip
+def test_weights_that_are_no_numbers_are_refused(value, reason, tmp_path):
+    path, net = tmp_path / "net.pt", nn.Linear(2, 1, bias=False)
+    torch.save({"weight": value}, path)
+    before = net.weight.clone()
+    assert message_of(BadCheckpoint, load_network, net, path) == f"{path} {reason}"
+    assert torch.equal(net.weight, before)
+
+
+def test_a_mask_may_be_infinite_where_the_networks_own_is(tmp_path):
+    def masked(value):
+        net = nn.Module()
+        net.register_buffer("mask", torch.tensor([0.0, value]))
+        return net
+
+    torch.save(masked(-float("inf")).state_dict(), tmp_path / "net.pt")
+    load_network(masked(-float("inf")), tmp_path / "net.pt")
+    with pytest.raises(BadCheckpoint, match="mask holds NaN or infinity"):
+        load_network(masked(0.0), tmp_path / "net.pt")
+
+
+# Damage
+
+
+@pytest.mark.parametrize("at", [-1, -30, -200])
+def test_a_flipped_bit_is_noticed(at, tmp_path):
+    path = tmp_path / "net.safetensors"
+    save_tensors(path, {"w": torch.arange(100.0)}, {"a": 1})
+    content = bytearray(path.read_bytes())
+    content[at] ^= 4
+    path.write_bytes(content)
+    text = message_of(BadCheckpoint, read_weights, path)
+    assert re.fullmatch(
+        rf"{re.escape(str(path))} is damaged: the digest of what was written is [0-9a-f]{{16}}, of what it holds now "
+        r"[0-9a-f]{16}\. Take it from a copy, or train or download it again\.",
+        text,
+    )
+
+
+def test_every_byte_of_a_header_is_read_right_or_refused(tmp_path):
+    path, state, meta = tmp_path / "a.safetensors", {"m": {"": {"w": torch.ones(3)}}, "n": [1, (2.0, None)]}, {"r": [1]}
+    save_tensors(path, state, meta)
+    whole = path.read_bytes()
+    for at in range(8 + int.from_bytes(whole[:8], "little")):
+        for flip in (1, 32, 128):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :])
+            try:
+                found = load_tensors(path)
+            except BadCheckpoint:
+                continue
+            assert same(found[0], state) and found[1] == meta, (at, flip)
+
+
+@pytest.mark.parametrize(
+    "skeleton",
+    ['{"tensor":"zz"}', "{}", "{", '{"lisst":[]}', '{"dict":[[[1],2]]}', '{"dict":3}', '{"tensor":["a"]}',
+     '{"list":[' * 100_000 + "]}" * 100_000, '{"list":[' * 900 + "]}" * 900 + "x", '{"a":1,"b":2}'],
+    ids=lambda text: text[:20],
+)  # fmt: skip
+@pytest.mark.parametrize("meta", ["{}", None, "3"])
+def test_skeletons_that_are_none_are_bad_checkpoints(skeleton, meta, tmp_path):
+    path = tmp_path / "a.safetensors"
+    described = {"reptrans.skeleton": skeleton} | ({"reptrans.meta": meta} if meta else {})
+    save_file({"a": torch.ones(1)}, path, metadata=described)
+    assert message_of(BadCheckpoint, load_tensors, path) == INCOMPLETE.format(path=path, size=path.stat().st_size)
 
 
 # Files of the studies
@@ -414,13 +582,71 @@ def test_whatever_changes_the_result_changes_the_file(tmp_path):
     assert len(list(tmp_path.glob("*.safetensors"))) == count + 1
 
 
+FUNCTION = """
+from torch import nn
+from torch.nn import functional as F
+from neighbour import width, act
+class Own(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.slope, self.a, self.b = 0.1, nn.Linear(64, width), nn.Linear(width, classes)
+    def forward(self, x):
+        return self.b(F.relu(act(self.a(x.flatten(1)))))
+def make(num_classes):
+    return Own(num_classes)
+"""
+NEIGHBOUR = "import torch, os\nwidth = 4\ndef act(x):\n    return x * 2\n"
+
+
+def test_a_network_of_ones_own_is_known_by_its_code(tmp_path):
+    (tmp_path / "own.py").write_text(FUNCTION)
+    (tmp_path / "neighbour.py").write_text(NEIGHBOUR)
+    changes = [
+        ("own.py", FUNCTION),
+        ("own.py", FUNCTION.replace("F.relu", "F.gelu")),
+        ("neighbour.py", NEIGHBOUR.replace("x * 2", "x * 3")),
+        ("neighbour.py", NEIGHBOUR.replace("width = 4", "width = 5")),
+    ]
+    counts = []
+    for name, text in [*changes, *changes[-2:]]:
+        (tmp_path / name).write_text(text)
+        trained(f"{tmp_path / 'own.py'}:make", noise_set(), plan=SHORT, batch_size=5, folder=tmp_path / "kept")
+        counts.append(len(list((tmp_path / "kept").glob("*.safetensors"))))
+    # The last two were there before.
+    assert counts == [1, 2, 3, 4, 4, 4]
+
+
+def test_first_weights_that_a_function_reads_from_a_file_count(tmp_path):
+    text = """
+import torch
+from torch import nn
+def make(num_classes):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    net.load_state_dict(torch.load({!r}))
+    return net
+"""
+    (tmp_path / "own.py").write_text(text.format(str(tmp_path / "first.pt")))
+    for seed in (0, 1, 0):
+        start = fill(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), seed).state_dict()
+        torch.save(start, tmp_path / "first.pt")
+        trained(f"{tmp_path / 'own.py'}:make", noise_set(), plan=SHORT, batch_size=5, folder=tmp_path / "kept")
+    assert len(list((tmp_path / "kept").glob("*.safetensors"))) == 2
+
+
+@pytest.mark.parametrize("name", ["../noise", "a b", "шум", "n" * 300, ""])
+def test_data_of_any_name_are_trained_on(name, tmp_path):
+    trained("cnn3_w2", noise_set(name=name), plan=SHORT, batch_size=5, folder=tmp_path / "kept")
+    (file,) = (tmp_path / "kept").glob("*.safetensors")
+    assert len(file.name) < 160 and list(tmp_path.iterdir()) == [tmp_path / "kept"]
+
+
 @pytest.mark.usefixtures("tiny_networks")
 def test_trained_goes_on_after_an_interruption(tmp_path, monkeypatch):
     options = {"plan": SHORT, "batch_size": 5}
     whole = trained("tiny", noise_set(), folder=tmp_path / "whole", **options)
     calls = []
 
-    def interrupted(net, loader):
+    def interrupted(net, loader, plan=None):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
@@ -446,12 +672,12 @@ def test_trained_refuses_files_that_are_not_its_own(tmp_path):
     state, meta = load_tensors(path)
     save_tensors(path, state, meta | {"recipe": meta["recipe"] | {"seed": 9}})
     assert message_of(BadCheckpoint, trained, "tiny", noise_set(), **options) == (
-        f"{path} is not of the recipe its name stands for. Delete it, and it is trained again."
+        f"{path} is not of the recipe its name stands for. Move it away, and it is trained again."
     )
     content = path.read_bytes()
     path.write_bytes(content[:-1])
     assert message_of(BadCheckpoint, trained, "tiny", noise_set(), **options) == (
-        INCOMPLETE.format(path=path, size=len(content) - 1)
+        INCOMPLETE.format(path=path, size=len(content) - 1) + " Move it away, and it is trained again."
     )
 
 

@@ -13,8 +13,11 @@ from reptrans.comparison import (
     rank_agreement,
     same_layers,
 )
+from reptrans.data import Dataset, Loader, Split
+from reptrans.data.split import balanced, limited
 from reptrans.extension import ExtensionRun, extend_all
 from reptrans.similarity import MEASURES
+from reptrans.stitching.frozen import subset
 
 SMALL = {"front_model": "cnn3_w4", "end_model": "cnn3_w4", "image_size": 0, "layers": "conv1,relu2,conv3", "seeds": 2,
          "measures": "debiased_cka,procrustes_angular", "images": 200, "train_epochs": 1}  # fmt: skip
@@ -93,3 +96,56 @@ def test_extend_all_puts_independent_training_first_and_once(tmp_path):
     assert at["lin_cka"] < at["independent"]
     again = extend_all(p, p.load(), tmp_path)
     pd.testing.assert_frame_equal(rows, again)
+
+
+def labels_of(*counts):
+    """As many labels of every class, mixed."""
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+
+
+@pytest.mark.parametrize(
+    ("counts", "most", "found"),
+    [
+        ((80, 90, 100), 90, (30, 30, 30)),
+        ((80, 90, 100), 100, (33, 33, 33)),
+        ((5, 100), 60, (5, 55)),
+        ((0, 40, 40), 20, (0, 10, 10)),
+        ((0, 3, 100, 0), 50, (0, 3, 47, 0)),
+        ((2, 2, 2), 6, (2, 2, 2)),
+        ((2, 3, 2), 500, (2, 3, 2)),
+        ((9, 9, 9), 2, (1, 1, 1)),
+    ],
+)
+def test_a_subset_has_as_many_of_each_class_as_there_are(counts, most, found):
+    labels = labels_of(*counts)
+    chosen = balanced(labels, most)
+    assert torch.equal(chosen, chosen.sort().values)
+    assert torch.bincount(labels[chosen], minlength=len(counts)).tolist() == list(found)
+    if len(set(found)) == 1 and sum(counts) > most:
+        assert torch.equal(chosen, limited(labels, found[0]))
+    images = torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8)
+    assert torch.equal(subset(Loader(Split(images, labels), mean=(0.0,), std=(1.0,)), most).labels, labels[chosen])
+
+
+def test_a_subset_of_yes_or_no_labels_is_the_first_images():
+    assert balanced(torch.ones(9, 40), 6).tolist() == [0, 1, 2, 3, 4, 5]
+    assert balanced(torch.ones(9, 40), 60).tolist() == list(range(9))
+
+
+def set_of(kind):
+    """A data set of two classes, one of them rare; or of three labels at once."""
+    images = torch.randint(0, 256, (90, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = labels_of(6, 84) if kind == "rare" else (images[:, 0, 0, :3] > 127).to(torch.uint8)
+    classes = ("a", "b") if kind == "rare" else ("a", "b", "c")
+    return Dataset(kind, *[Split(images, labels)] * 2, classes, (0.5,), (0.3,))
+
+
+@pytest.mark.parametrize("kind", ["rare", "several"])
+def test_rare_classes_and_several_labels(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("REPTRANS_DATA", str(tmp_path))
+    p, dataset = SimilarityRun(**SMALL | {"images": 50, "seeds": 2, "layers": "conv1,conv3"}), set_of(kind)
+    within, _ = heat_maps(p, dataset)
+    assert within.to_numpy().diagonal() == pytest.approx([1.0] * 2)
+    answers = predictions(p, dataset)
+    assert answers["disagreement"].between(0, 1).all() and answers["accuracy_a"].between(0, 1).all()

@@ -22,6 +22,7 @@ from reptrans.data.resize import resized
 from reptrans.data.sources import STATISTICS
 from reptrans.errors import BadData, BadValue, NotAvailable, ShapeMismatch, UnknownName
 from reptrans.progress import interactive, progress
+from reptrans.tensorfiles import load_tensors, save_tensors
 
 PLAIN = {"mean": (0.0,), "std": (1.0,)}
 
@@ -455,7 +456,7 @@ def test_without_network_the_message_says_what_to_put_where(name, into, files, d
             {},
             UnknownName,
             "there is no data set 'cifar01'. Did you mean 'cifar10' or 'cifar100'? Possible: "
-            + ", ".join([*dataset_names(), "folder:PATH"]),
+            + ", ".join([*dataset_names(), "folder:PATH", "text:PATH"]),
         ),
         (
             "digits",
@@ -469,7 +470,7 @@ def test_without_network_the_message_says_what_to_put_where(name, into, files, d
             {"normalise": "cifar10"},
             ShapeMismatch,
             "digits has 1 channels, but the statistics of cifar10 are for 3. Choose another set for normalise, or "
-            "none.",
+            "none; or other channels.",
         ),
         (
             "digits",
@@ -536,14 +537,96 @@ def test_decoded_images_are_kept_until_a_file_changes(tmp_path, data_folder):
     root = picture_tree(tmp_path / "pets")
     first = load_dataset(f"folder:{root}").train.images
     (kept,) = (data_folder / "cache").glob("pets-train-*.safetensors")
-    changed = kept.read_bytes()[:-1] + bytes([kept.read_bytes()[-1] ^ 255])
-    kept.write_bytes(changed)
-    assert (load_dataset(f"folder:{root}").train.images != first).sum() == 1, "the cache was not read"
-    kept.write_bytes(changed[:20])
-    assert torch.equal(load_dataset(f"folder:{root}").train.images, first), "a broken cache was used"
+    save_tensors(kept, {"images": 255 - first})
+    assert torch.equal(load_dataset(f"folder:{root}").train.images, 255 - first), "the cache was not read"
+    changed = bytearray(kept.read_bytes())
+    changed[-1] ^= 255
+    for broken in (changed, changed[:20], b""):
+        kept.write_bytes(broken)
+        assert torch.equal(load_dataset(f"folder:{root}").train.images, first), "a broken cache was used"
     os.utime(root / "train" / "cat" / "0.png", (1, 1))
     load_dataset(f"folder:{root}")
     assert len(list((data_folder / "cache").glob("pets-train-*"))) == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"other": torch.zeros(3)}, {"images": torch.zeros(3, 5)}, {"images": torch.zeros(6, 3, 10, 10)}, {"images": 3},
+     {"images": torch.zeros(6, 3, 10, 9, dtype=torch.uint8)}, [torch.zeros(1)], torch.zeros(6), {}],
+)  # fmt: skip
+def test_a_cache_of_another_content_is_made_anew(content, tmp_path, data_folder):
+    root = picture_tree(tmp_path / "pets")
+    first = load_dataset(f"folder:{root}").train.images
+    (kept,) = (data_folder / "cache").glob("pets-train-*.safetensors")
+    save_tensors(kept, content)
+    for _ in range(2):
+        assert torch.equal(load_dataset(f"folder:{root}").train.images, first)
+    assert torch.equal(load_tensors(kept)[0]["images"], first)
+
+
+@pytest.mark.parametrize("refuse", ["is a file", "cannot be read", "cannot be written"])
+def test_images_are_read_where_nothing_can_be_kept(refuse, tmp_path, data_folder, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    root = picture_tree(tmp_path / "pets")
+    if refuse == "is a file":
+        data_folder.mkdir()
+        (data_folder / "cache").write_text("")
+    elif refuse == "cannot be read":
+        monkeypatch.setattr(folder, "load_tensors", refused)
+    else:
+        monkeypatch.setattr("reptrans.files.os.replace", refused)
+    assert len(load_dataset(f"folder:{root}").train) == 6
+
+
+@pytest.mark.parametrize(
+    ("parts", "used"),
+    [
+        (("Train", "Test"), ("Train", "Test")),
+        (("TRAIN", "TEST"), ("TRAIN", "TEST")),
+        (("training", "validation"), ("training", "validation")),
+        (("train", "val"), ("train", "val")),
+        (("train", "valid"), ("train", "valid")),
+        (("train_set", "test-set"), ("train_set", "test-set")),
+        (("train", "dev", "test"), ("train", "test")),
+        (("Training", "Eval", "Testing"), ("Training", "Testing")),
+    ],
+)
+def test_parts_have_common_names(parts, used, tmp_path):
+    found = load_dataset(f"folder:{picture_tree(tmp_path / 'pets', parts=parts)}")
+    assert found.classes == ("cat", "dog")
+    for split, part in zip((found.train, found.test), used, strict=True):
+        files = sorted((tmp_path / "pets" / part).rglob("*.png"))
+        pixels = [torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) for file in files]
+        assert torch.equal(split.images, torch.stack(pixels))
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        (("Train", "train"), "has the folders Train and train, and either could be the train part. Leave one."),
+        (("train", "val", "valid"), "has the folders val and valid, and either could be the validation part. Leave "
+         "one."),
+        (("Training", "birds"), "has a folder Training, but no folder test. Add test, or give the class folders "
+         "without Training to have them split 80 to 20."),
+        (("VAL", "birds"), "has a folder VAL, but no folder train. Add train, or give the class folders without VAL to "
+         "have them split 80 to 20."),
+    ],
+)  # fmt: skip
+def test_parts_that_could_be_meant_otherwise_are_refused(parts, text, tmp_path):
+    root = picture_tree(tmp_path / "pets", parts=parts)
+    if len(list(root.iterdir())) < len(parts):
+        pytest.skip("a disk on which Train is train")
+    with pytest.raises(BadData) as raised:
+        load_dataset(f"folder:{root}")
+    assert message(BadData, raised) == f"{root} {text}"
+
+
+@pytest.mark.parametrize("name", ["a b", "картинки", "n" * 200, "pets.", "a,b"])
+def test_folders_of_any_name(name, tmp_path):
+    root = picture_tree(tmp_path / name)
+    assert torch.equal(load_dataset(f"folder:{root}").train.images, load_dataset(f"folder:{root}").train.images)
 
 
 def test_streaming_gives_what_memory_gives(tmp_path, monkeypatch):

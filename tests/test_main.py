@@ -3,8 +3,11 @@
 import subprocess
 import sys
 
+import pytest
+
 import reptrans
 from reptrans.__main__ import main
+from reptrans.runs import Run
 
 
 def test_layers_prints_the_cheat_sheet(capsys):
@@ -38,3 +41,15 @@ def test_every_public_name_can_be_had():
 def test_importing_the_package_loads_no_torch():
     code = "import reptrans, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_runs_that_are_kept_are_listed_with_how_they_ended(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("REPTRANS_DATA", str(tmp_path))
+    with pytest.raises(KeyError), Run("first", {}):
+        raise KeyError("layer")
+    Run("second", {})
+    assert main(["runs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["run", "status", "started", "error"]
+    assert any("first-" in line and "failed" in line and "KeyError: 'layer'" in line for line in lines)
+    assert any("second-" in line and "running" in line for line in lines)

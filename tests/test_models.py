@@ -250,8 +250,8 @@ def test_from_l2t_renames_and_drops_what_is_unused():
 
 NETWORKS = ", ".join(model_names())
 OWN = (
-    "; also cnn3_w{k}, resnet20_w{k} and wrn_{depth}_{k} of any k, torchvision/NAME, and module:function or "
-    "path/to/file.py:function of your own."
+    "; also cnn3_w{k}, resnet20_w{k} and wrn_{depth}_{k} of any k, torchvision/NAME, timm/NAME, hf/TYPE, and "
+    "module:function or path/to/file.py:function of your own."
 )
 
 
@@ -281,6 +281,17 @@ OWN = (
             "image_size, or choose a network without a smallest size, resnet20 for one, or cnn3_w16, which takes "
             "images from 4 x 4 on.",
         ),
+        (
+            {"name": None},
+            BadValue,
+            "build takes the name of a network, not None. Names: model_names(), timm/resnet18.",
+        ),
+        (
+            {"name": nn.Flatten()},
+            BadValue,
+            "build takes the name of a network, not a network (Flatten), which is built already. Names: "
+            "model_names(), timm/resnet18.",
+        ),
         ({"name": "lenet", "num_classes": 0}, BadValue, "num_classes is 0; it must be a whole number from 1 on."),
         ({"name": "lenet", "in_channels": 1.5}, BadValue, "in_channels is 1.5; it must be a whole number from 1 on."),
         (
@@ -297,14 +308,14 @@ OWN = (
         (
             {"name": "lenet", "weights": "default"},
             BadValue,
-            "weights='default' is for torchvision/NAME networks; lenet starts with random weights. To load a file into "
-            "it, use load_network of reptrans.checkpoints.",
+            "weights='default' is for networks of torchvision, timm, hf; lenet starts with random weights. To load a "
+            "file into it, use load_network of reptrans.checkpoints.",
         ),
         (
             {"name": "torchvision/resnet18", "in_channels": 1},
             BadValue,
-            "torchvision/resnet18 takes images of 3 channels, in_channels is 1. Repeat grey images three times, or "
-            "choose a network of this package (model_names()).",
+            "torchvision/resnet18 takes images of 3 channels, in_channels is 1. channels=3 of load_dataset repeats "
+            "grey images three times; or choose a network of this package (model_names()).",
         ),
         (
             {"name": "torchvision/resnet18", "weights": "default", "num_classes": 7},

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reptrans.errors import BadData, ShapeMismatch
+from reptrans.errors import BadData, BadValue, ShapeMismatch
 from reptrans.similarity import Moments, channel_axis, channel_blocks, linear_cka
 
 
@@ -64,11 +64,12 @@ def test_constant_feature_correlates_with_nothing():
 
 @pytest.mark.parametrize(
     ("shape", "axis"),
-    [((8, 5), 1), ((8, 7, 5), 2), ((8, 16, 4, 4), 1), ((8, 4, 4, 16), 3), ((8, 4, 4, 4), 1), ((8, 16, 4, 2), 1)],
+    [((8, 5), 1), ((8, 7, 5), 2), ((8, 16, 4, 4), 1), ((8, 4, 4, 16), 1), ((8, 64, 64, 32), 1), ((8, 2, 3, 4, 5), 1)],
 )
-def test_channel_axis(shape, axis):
+def test_the_usual_axis_of_channels_does_not_depend_on_sizes(shape, axis):
     assert channel_axis(shape) == axis
     assert channel_blocks(torch.zeros(shape)).shape[:2] == (8, shape[axis])
+    assert channel_blocks(torch.zeros(shape), -1).shape[:2] == (8, shape[-1])
 
 
 def test_channel_cka_is_cka_of_the_rows():
@@ -111,3 +112,11 @@ def test_messages():
         Moments(5, 3).merge(Moments(5, 4))
     with pytest.raises(ShapeMismatch, match="same n examples"):
         linear_cka(x, y[:3])
+    with pytest.raises(
+        ShapeMismatch, match=r"Moments take .* given \(2, 3, 4, 4\) and \(2, 3, 1\). Give maps as channel_b"
+    ):
+        Moments(3, 3).update(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3))
+    with pytest.raises(
+        BadValue, match="the moments of 30000 and 30000 features take 27 GiB, more than 8. Pool the features"
+    ):
+        Moments(30000, 30000)

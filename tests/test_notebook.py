@@ -12,8 +12,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from pydantic import PositiveInt, model_validator
 from traitlets.config import Config
 
-from reptrans.errors import BadValue, UnknownName
-from reptrans.notebook import Parameters, names, parameters, show, spread
+from reptrans.errors import BadValue, LayerNotFound, UnknownName
+from reptrans.notebook import Parameters, listed, names, once, parameters, parts, show, some_names, spread
 
 
 class P(Parameters):
@@ -211,3 +211,72 @@ def test_spread_says_mean_sd_and_count():
 def test_spread_shows_two_digits_of_the_sd(values, expected):
     table = spread(pd.DataFrame({"layer": "a", "score": values}), ["layer"], ["score"])
     assert table["score"][0].replace("\N{NO-BREAK SPACE}", " ") == expected
+
+
+class Digits(Parameters):
+    layer: str = "bn1"
+    seeds: str = "0,1"
+    classes: str = "0147"
+
+
+@pytest.mark.parametrize(("name", "value", "text"), [("layer", 3, "3"), ("seeds", 12, "12"), ("seeds", "0,2", "0,2")])
+def test_a_number_that_papermill_made_is_the_text_again(shell, name, value, text):
+    run(shell, f"# Parameters\n{name} = {value!r}\n")
+    assert getattr(parameters(Digits), name) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("classes", 147), ("classes", 3), ("layer", 1.1), ("layer", 1e5), ("layer", True), ("seeds", None)],
+)
+def test_where_the_text_is_lost_the_message_says_how_to_give_it(shell, name, value):
+    run(shell, f"# Parameters\n{name} = {value!r}\n")
+    with pytest.raises(BadValue) as caught:
+        parameters(Digits)
+    assert str(caught.value).splitlines()[1] == (
+        f"  {name} = {value!r}: a text is needed. Put it in quotes; to papermill, give it by -r {name} TEXT"
+    )
+
+
+@pytest.mark.parametrize("value", [10**12, -(10**12), 10**20, 1e11])
+def test_numbers_beyond_all_use_are_refused(shell, value):
+    name = "steps" if isinstance(value, int) and value > 0 else "rate"
+    run(shell, f"{name} = {value!r}")
+    with pytest.raises(BadValue) as caught:
+        parameters(P)
+    assert f"  {name} = {value!r}: numbers are taken from -1,000,000,000 to 1,000,000,000\n" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["bn1,bn1", "bn1, bn3 ,bn1", '"bn1",bn1', "all,all"])
+def test_a_name_that_is_there_twice_is_refused(text):
+    with pytest.raises(BadValue, match="^'(bn1|all)' is named twice. Name each once: (bn1|bn1,bn3|all)$"):
+        names(text, ["bn1", "bn3", "all"])
+
+
+def test_things_of_several_parts_are_told_by_them():
+    assert once([("a", "b"), ("a", "c")]) == [("a", "b"), ("a", "c")]
+    with pytest.raises(BadValue, match="^'a and b' is named twice. Name each once: a and b$"):
+        once([("a", "b"), ("a", "b")])
+    with pytest.raises(BadValue, match="^'7' is named twice. Name each once: 7$"):
+        once([7, 7])
+
+
+@pytest.mark.parametrize("entries", [["a,b/x.pt", "c.pt"], ['say "a"', "'b'"], ["a b", "line\nbreak"], ["bn1"], []])
+def test_a_comma_list_gives_back_what_it_was_made_of(entries):
+    assert names(listed(entries)) == parts(listed(entries)) == entries
+
+
+@pytest.mark.parametrize("text", ["", " , ", '""'])
+def test_no_name_at_all(text):
+    assert names(text) == []
+    with pytest.raises(BadValue) as caught:
+        some_names(text, ["kd", "at"])
+    assert str(caught.value) == "no name is given. Give one, or several joined by commas. Possible: all, kd, at"
+
+
+def test_errors_of_the_package_are_their_message_alone(shell, capsys):
+    shell.user_ns |= {"error": LayerNotFound("no layer 'bn9'.\nDid you mean 'bn1'?")}
+    shell.run_cell("def deep(): raise error\ndeep()", store_history=True)
+    assert capsys.readouterr().out == "LayerNotFound: no layer 'bn9'.\nDid you mean 'bn1'?\n"
+    shell.run_cell("1 / 0", store_history=True)
+    assert "Traceback" in capsys.readouterr().out

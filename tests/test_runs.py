@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import socket
 import subprocess
 from pathlib import Path
 
@@ -11,14 +12,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.figure import Figure
 from pydantic import BaseModel
 from safetensors.torch import load_file
+from traitlets.config import Config
 
 from reptrans import report
-from reptrans.errors import BadValue, CannotWrite
+from reptrans.errors import BadData, BadValue, CannotWrite
 from reptrans.files import atomic
-from reptrans.runs import Run, environment, git_state
+from reptrans.runs import Run, all_runs, environment, git_state, read_record
 
 ROWS = pd.DataFrame({"layer": ["bn1", "bn2"], "seed": [0, 1], "accuracy": [0.1 + 0.2, float("nan")]})
 
@@ -227,3 +230,94 @@ def test_checkpoints_last_until_the_run_is_finished(tmp_path, monkeypatch):
     monkeypatch.undo()
     again.finish("Done")
     assert not path.parent.exists()
+
+
+@pytest.fixture
+def shell(tmp_path, monkeypatch):
+    """A fresh IPython that counts as the running one for the length of a test, with runs below `tmp_path`."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("REPTRANS_DATA", str(tmp_path))
+    InteractiveShell.clear_instance()
+    started = InteractiveShell.instance(config=Config({"HistoryManager": {"hist_file": ":memory:"}}))
+    started.user_ns |= {"Run": Run, "ROWS": ROWS}
+    yield started
+    started.restore_sys_module_state()
+    InteractiveShell.clear_instance()
+
+
+def cells(shell, *texts):
+    for text in texts:
+        shell.run_cell(text, store_history=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt: "),
+        ("is no python", "SyntaxError: invalid syntax"),
+        ("raise ValueError('one\\ntwo')", "ValueError: one"),
+    ],
+)
+def test_a_cell_that_ends_with_an_error_leaves_the_run_failed_with_its_rows(shell, text, error):
+    cells(shell, "run = Run('try', {})", "2", "run.rows(ROWS)", text)
+    run = shell.user_ns["run"]
+    assert record(run)["status"] == "failed" and record(run)["error"].startswith(error)
+    pd.testing.assert_frame_equal(pd.read_parquet(run.folder / "rows.parquet"), ROWS)
+    assert record(run)["files"] == ["rows.parquet", "rows.csv", "rows.json"]
+
+
+def test_a_run_that_goes_on_after_an_error_can_finish_and_then_is_let_alone(shell):
+    cells(shell, "run = Run('try', {})", "1 / 0", "run.finish('Try')", "1 / 0")
+    assert (record(shell.user_ns["run"])["status"], record(shell.user_ns["run"])["error"]) == ("finished", None)
+    assert shell.events.callbacks["post_run_cell"] == []
+
+
+def test_only_the_latest_run_of_a_name_is_watched(shell):
+    cells(shell, "first = Run('try', {'a': 1})", "run = Run('try', {'a': 2})", "other = Run('else', {})", "1 / 0")
+    found = {name: record(shell.user_ns[name])["status"] for name in ("first", "run", "other")}
+    assert found == {"first": "running", "run": "failed", "other": "failed"}
+
+
+def test_outside_notebooks_nothing_is_watched(tmp_path):
+    InteractiveShell.clear_instance()
+    assert record(Run("try", {}, tmp_path))["status"] == "running"
+
+
+def test_a_run_whose_process_is_gone_is_seen_as_broken_off(tmp_path):
+    run = Run("try", {}, tmp_path)
+    assert read_record(tmp_path)["status"] == "running"
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    written = record(run)
+    for process, status in (
+        ({"pid": gone.pid, "host": socket.gethostname()}, "broken off"),
+        ({"pid": gone.pid, "host": "another"}, "running"),
+        ({"pid": 1, "host": socket.gethostname()}, "running"),
+        ({"pid": None, "host": socket.gethostname()}, "broken off"),
+        (None, "running"),
+    ):
+        (tmp_path / "run.json").write_text(json.dumps(written | {"process": process}))
+        assert read_record(tmp_path)["status"] == status
+
+
+@pytest.mark.parametrize(
+    "text", ["", '{"status": "fin', "{}", "[]", "null", "\x00" * 40, '{"status": "running", "process": 3}']
+)
+def test_a_record_that_is_not_whole_is_named(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("REPTRANS_DATA", str(tmp_path))
+    Run("good", {})
+    broken = tmp_path / "runs" / "broken"
+    broken.mkdir()
+    (broken / "run.json").write_text(text)
+    with pytest.raises(BadData, match=r"broken/run.json is no whole record of a run \(.*Remove .*, and run it again\."):
+        read_record(broken)
+    table = all_runs().set_index("run")["status"]
+    assert table["broken"] == "damaged" and table.drop("broken").tolist() == ["running"]
+
+
+def test_the_report_says_once_what_all_rows_share_and_drops_nothing():
+    table = pd.DataFrame({"data": ["digits"] * 2, "seed": [0, 1], "accuracy": [0.5, np.nan], "nothing": [np.nan] * 2})
+    text = "\n".join(line for page in report._table_pages("rows", table) for line in page)
+    assert re.search(r"^data +digits$", text, re.MULTILINE) and text.count("digits") == 1
+    assert re.search(r"^ +1 +0 +0\.5000", text, re.MULTILINE) and "nothing" in text

@@ -1,16 +1,19 @@
 """Measures of representations: values agreed on by independent implementations, closed forms, streams, bad input."""
 
+import inspect
 import json
 import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from reptrans import similarity as s
 from reptrans.errors import BadData, BadValue, ShapeMismatch, UnknownName
-from reptrans.similarity import MEASURES, Grams, Moments
+from reptrans.similarity import MEASURES, Grams, Moments, channel_blocks, neighbours, pair
+from reptrans.similarity.fold import blocks, places
 
 HERE = Path(__file__).parent / "reference"
 INPUTS = load_file(HERE / "similarity.safetensors")
@@ -237,7 +240,8 @@ def test_a_small_last_batch_joins_the_one_before():
         ((5, 3, 2, 4), "pool", (5, 3)),
         ((5, 7, 3), "tokens", (35, 3)),
         ((5, 7, 3), "pool", (5, 3)),
-        ((5, 2, 2, 3), "pool", (5, 3)),
+        ((5, 64, 64, 32), "pool", (5, 64)),
+        ((5, 9, 3), "pixels", (45, 3)),
         ((5, 3), "pixels", (5, 3)),
         ((5, 3), "flatten", (5, 3)),
     ],
@@ -249,6 +253,23 @@ def test_fold(shape, how, expected):
     assert folded.sum().item() == pytest.approx(x.sum().item() * folded.numel() / x.numel(), rel=1e-9)
 
 
+def test_channels_last_are_told_by_the_axis():
+    x = normal(5, 3, 4, 4)
+    for how in ("pool", "pixels"):
+        torch.testing.assert_close(s.fold(x.movedim(1, -1), how, axis=-1), s.fold(x, how))
+    for each in (lambda v, axis: channel_blocks(v, axis), lambda v, axis: blocks(v, "pixels", (2, 2), axis)):
+        torch.testing.assert_close(each(x.movedim(1, -1), -1), each(x, None))
+    assert places(x.movedim(1, -1), -1) == places(x) == (4, 4)
+
+
+def test_tokens_are_maps_without_their_class_tokens():
+    maps = normal(5, 3, 4, 4)
+    tokens = torch.cat([normal(5, 2, 3, seed=1), maps.flatten(2).mT], 1)
+    for how in ("pixels", "pool"):
+        torch.testing.assert_close(s.fold(tokens, how, class_tokens=2), s.fold(maps, how))
+    assert s.fold(tokens, "flatten", class_tokens=2).shape == (5, 48)
+
+
 def test_pixels_are_rows_of_channels():
     x = normal(2, 3, 4, 5)
     assert torch.equal(s.fold(x, "pixels")[5 * 2 + 1], x[0, :, 2, 1])
@@ -258,8 +279,18 @@ def test_pixels_are_rows_of_channels():
 def test_fold_messages():
     with pytest.raises(UnknownName, match="no way 'pixel' to fold. Did you mean 'pixels'"):
         s.fold(normal(2, 3, 4, 4), "pixel")
-    with pytest.raises(ShapeMismatch, match=r"\(2, 3, 4\) cannot be folded by 'pixels': it is for maps \(n, c, h, w\)"):
-        s.fold(normal(2, 3, 4), "pixels")
+    with pytest.raises(
+        ShapeMismatch, match=r"\(2, 3, 4, 4, 4\) cannot be folded by 'pixels': it is for maps \(n, c, h, w\)"
+    ):
+        s.fold(normal(2, 3, 4, 4, 4), "pixels")
+    with pytest.raises(ShapeMismatch, match="17 tokens are no square grid .* drop them: class_tokens=1 leaves 4 x 4"):
+        s.fold(normal(2, 17, 4), "pixels")
+    with pytest.raises(ShapeMismatch, match=r"signals \(2, 16, 4\), \(n, c, t\), are no maps; fold them by 'tokens'"):
+        s.fold(normal(2, 16, 4), "pixels", axis=1)
+    with pytest.raises(BadValue, match="channels are at axis 1 or -1 of activations; given 2"):
+        s.fold(normal(2, 3, 4, 4), "pool", axis=2)
+    with pytest.raises(BadValue, match="class_tokens is a whole number from 0, of leading tokens to drop; given 1.5"):
+        s.fold(normal(2, 17, 4), "pixels", class_tokens=1.5)
     with pytest.raises(ShapeMismatch, match=r"\(2, 3, 4, 4\) cannot be folded by 'tokens'"):
         s.fold(normal(2, 3, 4, 4), "tokens")
 
@@ -344,3 +375,137 @@ def test_float32_is_as_good_as_its_rounding():
             f(x.float().double(), y.float().double()).item(), rel=2e-6
         )
     assert s.cca_mean(x.float(), y.float()).dtype == torch.float64
+
+
+SCALED = [name for name, record in MEASURES.items() if "scale" in record.invariances]
+
+
+@pytest.mark.parametrize("scale", [1e-36, 1e-25, 1e-12, 1e12, 1e25, 1e36])
+@pytest.mark.parametrize("name", SCALED)
+def test_the_scale_of_float32_does_not_matter(name, scale):
+    x, y = (v[:60, :8].float() for v in inputs("XY"))
+    expected = MEASURES[name](x, y).item()
+    for a, b in ((x * scale, y), (x, y * scale), (x * scale, y / scale)):
+        assert MEASURES[name](a, b).item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
+        if name in STREAMED:
+            assert moments(a, b, 30).value(name).item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in MEASURES if name not in SCALED])
+def test_distances_grow_with_the_scale_in_float32(name):
+    x, y = (v[:60, :8].float() for v in inputs("XY"))
+    for scale in (1e-25, 1e25):
+        assert MEASURES[name](x * scale, y * scale).item() / scale == pytest.approx(
+            MEASURES[name](x, y).item(), rel=1e-4
+        )
+
+
+def test_powers_of_two_change_no_digit():
+    x, y = inputs("XY")
+    for name in ("linear_cka", "debiased_cka", "minibatch_cka", "rbf_cka", "mutual_knn", "cca_mean"):
+        assert MEASURES[name](x * 2.0**40, y * 2.0**-30).item() == MEASURES[name](x, y).item()
+
+
+def test_a_scaled_side_has_a_scaled_gradient():
+    x, y = (v[:30, :5].float() for v in inputs("XY"))
+    a, b = x.clone().requires_grad_(), (x * 1e20).requires_grad_()
+    gradients = [torch.autograd.grad(s.linear_cka(v, y), v)[0] for v in (a, b)]
+    torch.testing.assert_close(gradients[1] * 1e20, gradients[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-90, 1e90])
+def test_a_scale_that_float64_cannot_hold_is_refused(scale):
+    x, y = inputs("XY")
+    assert s.linear_cka(x * scale, y).item() == pytest.approx(s.linear_cka(x, y).item())
+    size = "small" if scale < 1 else "large"
+    refused = pytest.raises(BadData, match=f"too {size} to be squared and summed. Scale them: from 1e-70 to 1e[+]70 is")
+    with refused:
+        s.procrustes_size_shape(x * scale, y)
+    with refused:
+        moments(x * scale, y, 50).value("debiased_cka")
+    with refused:
+        Grams().update(x * scale, y)
+
+
+def kinds_of_numbers():
+    x = normal(30, 3)
+    whole = (x * 100).round()
+    yield "array", x.numpy(), x
+    yield "reversed array", x.numpy()[::-1], x.flip(0)
+    yield "lists", x.tolist(), x
+    yield "table", pd.DataFrame(x.numpy()), x
+    yield "integers", whole.long(), whole
+    yield "large integers", whole.long() + 2**40, whole + 2**40
+    yield "bytes", whole.abs().byte(), whole.abs().byte().double()
+    yield "truth", x > 0, (x > 0).double()
+    yield "half", x.half(), x.half().double()
+
+
+@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize(
+    ("given", "meant"), [k[1:] for k in kinds_of_numbers()], ids=[k[0] for k in kinds_of_numbers()]
+)
+def test_measures_take_whatever_holds_numbers(name, given, meant):
+    y = normal(30, 3, seed=1) + meant / meant.abs().max()
+    assert MEASURES[name](given, y.numpy()).item() == pytest.approx(
+        MEASURES[name](meant, y).item(), rel=1e-5, nan_ok=True
+    )
+
+
+class _Nothing:
+    pass
+
+
+@pytest.mark.parametrize("bad", ["resnet18", None, ["a"], [[1.0], [1.0, 2.0]], {"x": 1}, _Nothing()], ids=repr)
+def test_what_holds_no_numbers_is_refused_by_every_door(bad):
+    x = normal(20, 3)
+    doors = [lambda name=name: MEASURES[name](x, bad) for name in MEASURES]
+    doors += [lambda: Moments(3, 3).update(x, bad), lambda: Grams().update(x, [bad]), lambda: s.fold(bad, "pool")]
+    doors += [lambda: s.disagreement(x, bad), lambda: s.jensen_shannon(bad, x), lambda: s.agreement(x, x, bad)]
+    for door in doors:
+        with pytest.raises(BadData, match="a tensor, a NumPy array or lists of numbers is needed; given"):
+            door()
+
+
+def test_complex_numbers_are_refused():
+    for door in (lambda v: s.linear_cka(v, v), lambda v: Moments(3, 3).update(v, v), lambda v: s.fold(v, "pool")):
+        with pytest.raises(BadData, match=r"complex numbers. Take their parts as features: torch.view_as_real\(x\)"):
+            door(normal(20, 3) + 1j)
+
+
+def test_measures_are_called_with_x_and_y():
+    x, y = inputs("XY")
+    for record in MEASURES.values():
+        assert list(inspect.signature(record.function).parameters)[:2] == ["x", "y"]
+        assert record(x=x, y=y).equal(record.function(x, y))
+    assert MEASURES["svcca"](x, y, keep=3) == s.svcca(x, y, 3)
+    with pytest.raises(BadValue, match="svcca has no option 'keeps'. Did you mean 'keep'[?] Possible: keep"):
+        MEASURES["svcca"](x, y, keeps=3)
+    with pytest.raises(BadValue, match="linear_cka has no option 'keep'. It takes none."):
+        MEASURES["linear_cka"](x, y, keep=3)
+
+
+@pytest.mark.parametrize("name", ["knn_jaccard", "mutual_knn", "rank_similarity", "second_order_cosine"])
+def test_neighbours_in_blocks(name, monkeypatch):
+    x, y = inputs("XY")
+    expected = MEASURES[name](x, y).item()
+    monkeypatch.setattr(neighbours, "_AT_ONCE", 37 * len(x))
+    assert MEASURES[name](x, y).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["rsa", "rbf_cka", "distance_correlation", "rsm_frobenius", "rsm_spectral"])
+def test_distances_of_too_many_examples_are_refused_at_once(name):
+    x = normal(20000, 2)
+    with pytest.raises(
+        BadValue, match=rf"{name} of 20000 .* take \d+ GiB, more than 8. Give at most 1\d{{4}} examples."
+    ):
+        MEASURES[name](x, x)
+
+
+def test_too_many_features_are_refused_before_their_products(monkeypatch):
+    monkeypatch.setattr(pair, "MOST_GIB", 1e-4)
+    x = normal(10, 200)
+    with pytest.raises(BadValue, match="the products of 200 and 200 features take 0 GiB, more than 0.0001. Pool the f"):
+        s.procrustes_size_shape(x, x)
+    with pytest.raises(BadValue, match="the products of 100 examples take 0 GiB"):
+        s.linear_cka(normal(100, 200), normal(100, 3))

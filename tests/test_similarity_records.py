@@ -53,6 +53,7 @@ def test_range_and_its_alike_end(record):
     for a, b in ((x, y), (y, x), (x, -x), (x, normal(N, 3, seed=5)), (normal(N, 3, seed=5), x)):
         assert low - 1e-9 <= record.function(a, b).item() <= high + 1e-9
     assert record.alike in ("high", "low")
+    assert record.higher_is_better == (record.alike == "high")
     end = high if record.alike == "high" else low
     # The square root of a rounding error is 1e-8 of the size.
     assert record.function(x, x.clone()).item() == pytest.approx(end, abs=1e-6)

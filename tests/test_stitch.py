@@ -37,12 +37,15 @@ def random_map(p, q):
     return torch.randn(q, p, generator=seeded(2)), torch.randn(q, generator=seeded(3))
 
 
-@pytest.mark.parametrize(("a", "b"), [((4, 5, 5), (3, 5, 5)), ((5, 5, 4), (5, 5, 3)), ((7, 4), (7, 3)), ((4,), (3,))])
-def test_one_map_over_the_channels_of_any_layout(a, b):
-    stitch, (w, bias) = Stitch(a, b), random_map(4, 3)
+@pytest.mark.parametrize(
+    ("a", "b", "axis"),
+    [((4, 5, 5), (3, 5, 5), 1), ((4, 4, 2), (3, 4, 2), 1), ((5, 5, 4), (5, 5, 3), -1), ((6, 5, 4), (6, 5, 3), -1),
+     ((7, 4), (7, 3), -1), ((4, 7), (3, 7), 1), ((4,), (3,), -1)],
+)  # fmt: skip
+def test_one_map_over_the_channels_of_any_layout(a, b, axis):
+    stitch, (w, bias) = Stitch(a, b, axes=(axis, axis)), random_map(4, 3)
     stitch.set(w, bias)
     x = torch.randn(2, *a, generator=seeded())
-    axis = 1 if a == (4, 5, 5) else -1
     found = stitch(x)
     assert found.shape[1:] == b
     torch.testing.assert_close(found.movedim(axis, -1), x.movedim(axis, -1) @ w.T + bias)
@@ -56,6 +59,22 @@ def test_maps_of_another_size_are_resized_first():
     torch.testing.assert_close(constant, torch.ones(1, 2, 3, 3))
 
 
+def test_tokens_meet_maps_as_the_grid_of_patches_that_they_are():
+    x = torch.randn(2, 10, 3, generator=seeded())  # a class token before 3 x 3 patches
+    to_maps = Stitch((10, 3), (3, 3, 3)).set(torch.eye(3), torch.zeros(3))
+    maps = x[:, 1:].unflatten(1, (3, 3)).movedim(-1, 1)
+    torch.testing.assert_close(to_maps(x), maps)
+    to_tokens = Stitch((3, 3, 3), (10, 3)).set(torch.eye(3), torch.zeros(3))
+    torch.testing.assert_close(to_tokens(maps)[:, 1:], x[:, 1:])
+    torch.testing.assert_close(to_tokens(maps)[:, 0], x[:, 1:].mean(1))
+    larger = Stitch((10, 3), (3, 6, 6)).set(torch.eye(3), torch.zeros(3))
+    torch.testing.assert_close(larger(x), F.interpolate(maps, (6, 6), mode="bilinear", antialias=True))
+    assert Stitch((3, 4, 4), (9, 5))(torch.ones(2, 3, 4, 4)).shape == (2, 9, 5)
+    assert Stitch((10, 3), (3, 3, 5), axes=(-1, -1))(x).shape == (2, 3, 3, 5)
+    with pytest.raises(ShapeMismatch, match="7 tokens are no square of patches"):
+        Stitch((7, 4), (3, 5, 5))
+
+
 def test_flatten_maps_everything_to_everything():
     stitch = Stitch((2, 3, 3), (5,), flatten=True)
     x = torch.randn(4, 2, 3, 3, generator=seeded())
@@ -65,9 +84,9 @@ def test_flatten_maps_everything_to_everything():
 
 def test_shapes_without_a_channel_map_are_refused():
     with pytest.raises(ShapeMismatch) as error:
-        Stitch((7, 4), (3, 5, 5))
+        Stitch((7, 4), (6, 3))
     assert str(error.value) == (
-        "Activations of shape (7, 4) and (3, 5, 5) share no channel map: maps are resized to maps, but tokens and "
+        "Activations of shape (7, 4) and (6, 3) share no channel map: maps are resized to maps, but tokens and "
         "vectors need equal places. Choose another pair of layers, or flatten=True for one dense map of all."
     )
     with pytest.raises(ShapeMismatch):

@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -473,7 +474,7 @@ def test_a_network_that_cannot_be_traced(digits, nets):
     same = stitch(digits, (pair[0], pair[0]), "body.bn2", init="eye")
     assert torch.equal(same.network(images_of(digits)), nets[0](images_of(digits)))
     assert message(CannotCut, layer_pairs, run_settings(layer="all"), *pair) == (
-        "Branching cannot be traced, so its separating layers are not known; name a layer."
+        "Branching cannot be traced, so its separating layers are not known; name a layer, or give example=images."
     )
 
 
@@ -687,9 +688,11 @@ def test_rows_arrays_and_history_of_several_seeds(digits, nets, tmp_path):
     assert set(zip(rows["front"], rows["end"], strict=True)) == {
         ("cnn3_w4 seed 0", "cnn3_w4 seed 1"), ("cnn3_w4 seed 1", "cnn3_w4 seed 0"),
     }  # fmt: skip
-    assert sorted(file.name for file in tmp_path.iterdir()) == [
-        f"seed{i}-bn{k}.safetensors" for i in (0, 1) for k in (2, 3)
-    ]
+    kept = sorted(file.name for file in tmp_path.iterdir())
+    assert len(kept) == 4 and all(
+        re.fullmatch(rf"seed{i}-bn{k}-[0-9a-f]{{8}}\.safetensors", name)
+        for (i, k), name in zip([(0, 2), (0, 3), (1, 2), (1, 3)], kept, strict=True)
+    )
     # What is stored is the whole map, of whatever form, so that a free stitch gives the row's scores again.
     for row in rows.itertuples():
         name = f"seed{row.seed}-{row.front_layer}/{row.matching}"
@@ -703,7 +706,8 @@ def test_rows_arrays_and_history_of_several_seeds(digits, nets, tmp_path):
     one = rows[(rows["front_layer"] == "bn3") & (rows["matching"] == "task loss")]["accuracy"]
     cell = table[(table["front_layer"] == "bn3") & (table["matching"] == "task loss")].iloc[0]
     assert cell["n"] == 2 and one.std() > 0
-    assert cell["accuracy"].split() == [f"{one.mean():.3f}", "±", f"{one.std():.3f}"]
+    places = 1 - int(f"{one.std():.1e}".partition("e")[2])  # two digits of the spread
+    assert cell["accuracy"].split() == [f"{one.mean():.{places}f}", "±", f"{one.std():.{places}f}"]
 
 
 def test_without_training_there_is_no_history(digits, tmp_path):
@@ -731,7 +735,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(digits, nets, tmp_path, mon
     whole = stitch_networks(p, digits, (tmp_path / "whole").joinpath)
     broken = tmp_path / "broken"
     script = SCRIPT.format(settings=QUICK | RUN | LONG)
-    training = broken / "seed1-bn3.training"
+    end = {seed: path.stem.removeprefix(f"seed{seed}-bn3") for seed in (0, 1)
+           for path in (tmp_path / "whole").glob(f"seed{seed}-bn3-*")}  # fmt: skip
+    training = broken / f"seed1-bn3{end[1]}.training"
     process = subprocess.Popen([sys.executable, "-c", script, str(broken)], env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         deadline = time.monotonic() + 60
@@ -741,8 +747,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(digits, nets, tmp_path, mon
         process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     done = len(load_tensors(training)[1]["rows"])
-    assert 0 < done < EPOCHS and not (broken / "seed1-bn3.safetensors").exists()
-    first = (broken / "seed0-bn3.safetensors").stat().st_mtime_ns
+    assert 0 < done < EPOCHS and not training.with_suffix(".safetensors").exists()
+    stored = broken / f"seed0-bn3{end[0]}.safetensors"
+    first = stored.stat().st_mtime_ns
 
     started, order = [], Loader.order
 
@@ -754,7 +761,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(digits, nets, tmp_path, mon
     monkeypatch.setattr(Loader, "order", noted)
     resumed = stitch_networks(p, digits, broken.joinpath)
     assert started == list(range(done, EPOCHS)), "it went on after the last whole epoch"
-    assert (broken / "seed0-bn3.safetensors").stat().st_mtime_ns == first
+    assert stored.stat().st_mtime_ns == first
     assert not training.exists()
     for a, b in ((whole[0], resumed[0]), (whole[2], resumed[2])):
         pd.testing.assert_frame_equal(a, b, check_exact=True)

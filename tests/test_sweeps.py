@@ -494,3 +494,64 @@ def test_the_command_line(notebook, papermill, capsys, tmp_path):
     assert capsys.readouterr().err.startswith("UnknownName: the notebook has no parameter 'layr'.")
     assert main(["sweep", str(notebook), "-p", "layer", "a", "-p", "layer", "b"]) == 2
     assert main(["sweep", str(notebook), "--csv", str(tmp_path / "none.csv")]) == 2
+
+
+# Damage
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def blank(path):
+    path.write_bytes(b"\0" * path.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", [cut, blank, lambda path: path.write_text(""), lambda path: path.write_text("[]")])
+@pytest.mark.parametrize("name", ["outcome.json", "tiny-1/run.json", "tiny-1/rows.parquet"])
+def test_a_run_with_a_damaged_file_is_done_again(notebook, papermill, capsys, name, damage):
+    swept = sweep(notebook, {"layer": "a,bb"})
+    damage(swept.folder / "runs" / swept.runs["run"][1] / name)
+    papermill.done.clear()
+    capsys.readouterr()
+    pd.testing.assert_frame_equal(sweep(notebook, {"layer": "a,bb"}).rows, swept.rows)
+    assert papermill.done == ["layer=bb"]
+    told = "layer=bb: its record or its rows are gone or not whole; it will be done again\n"
+    assert capsys.readouterr().err.count(told) == 1
+
+
+def test_rows_that_are_damaged_inside_are_named(notebook, papermill):
+    swept = sweep(notebook, {"layer": "a"})
+    path = swept.folder / "runs" / swept.runs["run"][0] / "tiny-1" / "rows.parquet"
+    with runs.Run("tiny", {}, path.parent) as run:
+        run.rows(pd.DataFrame({"accuracy": [0.125] * 400 + [0.25] * 400}))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:40] + bytes([whole[40] ^ 255]) + whole[41:])
+    with pytest.raises(BadData, match="rows.parquet is damaged. Remove it, and start the sweep again, which does its"):
+        sweep(notebook, {"layer": "a"})
+    path.unlink()
+    assert sweep(notebook, {"layer": "a"}).runs["status"].tolist() == ["finished"]
+
+
+def test_a_damaged_record_of_the_sweep(notebook, papermill, tmp_path, capsys):
+    usual, own = sweep(notebook, {"layer": "a"}), sweep(notebook, {"layer": "a"}, folder=tmp_path / "own")
+    for swept in (usual, own):
+        cut(swept.folder / "run.json")
+    papermill.done.clear()
+    pd.testing.assert_frame_equal(sweep(notebook, {"layer": "a"}).rows, usual.rows)
+    assert papermill.done == [] and "run.json is not whole, and will be written anew" in capsys.readouterr().err
+    with pytest.raises(BadData) as caught:
+        sweep(notebook, {"layer": "a"}, folder=own.folder)
+    assert str(caught.value) == (
+        f"{own.folder} holds a sweep whose run.json is not whole, so that nobody knows which. Choose another folder, "
+        "or none for one of its own."
+    )
+
+
+@pytest.mark.parametrize("grid", [{"seed": range(10**12)}, {"seed": range(1001), "lr": [k / 7 for k in range(1000)]}])
+def test_more_runs_than_anybody_wants_are_refused_at_once(notebook, papermill, grid):
+    with pytest.raises(
+        BadValue, match=r"^these are 1,00[01],00[01] runs or more; a sweep has 1,000,000 at most. Give few"
+    ):
+        sweep(notebook, grid)
+    assert papermill.done == []

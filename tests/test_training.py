@@ -648,7 +648,7 @@ def test_the_checkpoint_of_another_training_is_refused(change, difference, tmp_p
     net = nn.Linear(2, 2)
     fit(classifying(net), net, Points(), Plan(epochs=2), checkpoint=path)
     kept = path.read_bytes()
-    advice = "Give the same values to go on with it; delete it or name another file to start anew."
+    advice = "Give the same values to go on with it; move it away or name another file to start anew."
     options = {"plan": Plan(epochs=2)} | change
     refused(f"{path} belongs to another training: {difference}. {advice}", BadCheckpoint, checkpoint=path, **options)
     assert path.read_bytes() == kept
@@ -659,7 +659,7 @@ def test_a_broken_checkpoint_is_refused(tmp_path):
     path.write_bytes(b"")
     refused(
         f"{path} (0 bytes) is not a complete checkpoint: it breaks off or is of another format. "
-        "Delete it, then train or download it again.",
+        "Train or download it again, or save its weights with torch.save.",
         BadCheckpoint,
         checkpoint=path,
     )

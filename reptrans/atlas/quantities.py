@@ -8,7 +8,7 @@ import pandas as pd
 from torch import nn
 
 from reptrans.atlas.settings import AtlasRun
-from reptrans.comparison import each_pair, same_layers
+from reptrans.comparison import each_pair, rehearse, same_layers
 from reptrans.data import Dataset
 from reptrans.distillation import METHODS, Method, Pair, capped, distill, loaders, make_method
 from reptrans.errors import BadValue
@@ -18,7 +18,7 @@ from reptrans.l2t.subsets import smaller
 from reptrans.layers import cuttable_layers
 from reptrans.matching import Positions, Teacher
 from reptrans.models import build
-from reptrans.notebook import names
+from reptrans.notebook import listed, names
 from reptrans.stitching import layer_pairs, network_pairs, stitch_networks
 from reptrans.tensorfiles import load_tensors, save_tensors
 from reptrans.training import pick_device
@@ -46,7 +46,7 @@ def atlas(p: AtlasRun, dataset: Dataset, keep: Keep) -> pd.DataFrame:
     """
     layers = check(p, dataset)
     scored = smaller(dataset, test=p.test_images)
-    p = _as_files(p.model_copy(update={"layers": ",".join(layers)}), dataset, keep)
+    p = _as_files(p.model_copy(update={"layers": listed(layers)}), dataset, keep)
     tables = [_once(keep("cheap"), _cheap, p, dataset)]
     tables += [_stitched(way, turned, layers, scored, keep) for way, turned in (("A→B", p), ("B→A", p.turned()))]
     for (seed, net, *_), weights in zip(each_pair(p, dataset), names(p.front_checkpoint), strict=True):
@@ -74,9 +74,12 @@ def check(p: AtlasRun, dataset: Dataset) -> list[str]:
             f"{len(layers)} layers are named ({', '.join(layers)}), and a rank correlation needs {FEWEST_LAYERS} at "
             "least. Name more of them."
         )
+    network_pairs(p.turned().stitching(p.layers), dataset)
     lesson = _Lesson(p, front_net, _few(p, dataset, 0), 0)
     for layer in layers:
         lesson.method(layer)
+    place = {"device": lesson.train.device, "dtype": lesson.plan.dtype}
+    rehearse(p, [net.to(**place).eval() for net in (front_net, end_net)], dataset.loader("test", 100, **place))
     example = next(iter(lesson.train.plain())).images[:2]
     pairs = [(s, t) for s in layers for t in names(p.student_layers)]
     Matching(lesson.student(), lesson.teacher.net, pairs, example)
@@ -91,7 +94,7 @@ def _as_files(p: AtlasRun, dataset: Dataset, keep: Keep) -> AtlasRun:
             paths[role].append(path := keep(f"{role}-s{seed}.safetensors"))
             if not path.is_file():
                 save_tensors(path, dict(side.get().state_dict()))
-    files = {f"{role}_checkpoint": ",".join(map(str, found)) for role, found in paths.items()}
+    files = {f"{role}_checkpoint": listed(found) for role, found in paths.items()}
     return p.model_copy(update=files | {"seeds": len(paths["front"])})
 
 
@@ -101,7 +104,7 @@ def _cheap(p: AtlasRun, dataset: Dataset) -> pd.DataFrame:
 
 def _stitched(way: str, p: AtlasRun, layers: list[str], dataset: Dataset, keep: Keep) -> pd.DataFrame:
     stored = way.replace("→", "-")
-    found, _, _ = stitch_networks(p.stitching(",".join(layers)), dataset, lambda name: keep(f"{stored}-{name}"))
+    found, _, _ = stitch_networks(p.stitching(listed(layers)), dataset, lambda name: keep(f"{stored}-{name}"))
     found = found[found["matching"].isin(_STITCHED)]
     return pd.DataFrame({
         "seed": found["seed"], "layer": found["front_layer"], "value": found["relative_accuracy"],

@@ -6,10 +6,11 @@ from pydantic import Field, field_validator
 
 from reptrans.comparison import SimilarityRun
 from reptrans.distillation import METHODS, DistillationRun
+from reptrans.distillation.experiment import read_options
 from reptrans.errors import UnknownName, suggest
 from reptrans.inputs import AutoencodingRun
 from reptrans.l2t import L2TRun
-from reptrans.notebook import DatasetParameters, Parameters
+from reptrans.notebook import DatasetParameters, Parameters, listed, some_names
 from reptrans.stitching import StitchingRun
 
 _Run = TypeVar("_Run", bound=Parameters)
@@ -38,7 +39,7 @@ class AtlasRun(SimilarityRun):
     labelled: int = Field(5, ge=1)
     student_epochs: int = Field(40, ge=1)
     batch_size: int = Field(25, ge=2)
-    pictures: int = Field(4, ge=1)
+    pictures: int = Field(4, ge=1, le=1000)
     steps: int = Field(100, ge=1)
 
     @field_validator("method")
@@ -47,6 +48,18 @@ class AtlasRun(SimilarityRun):
         if name not in METHODS:
             raise UnknownName(f"there is no method {name!r}. {suggest(name, METHODS)}")
         return name
+
+    @field_validator("student_layers")
+    @classmethod
+    def _are_some_layers(cls, text: str) -> str:
+        some_names(text)
+        return text
+
+    @field_validator("options")
+    @classmethod
+    def _can_be_read(cls, text: str) -> str:
+        read_options(text)
+        return text
 
     def stitching(self, layer: str) -> StitchingRun:
         """The same pairs, to be stitched at `layer`; see `SimilarityRun.stitching`."""
@@ -69,16 +82,16 @@ class AtlasRun(SimilarityRun):
     def l2t(self, layers: list[str]) -> L2TRun:
         """How a student learns which of `layers` to match."""
         return self._as(
-            L2TRun, source_model=self.front_model, source_layers=",".join(layers), model=self.student,
+            L2TRun, source_model=self.front_model, source_layers=listed(layers), model=self.student,
             target_layers=self.student_layers, epochs=self.student_epochs, batch_size=self.batch_size,
         )  # fmt: skip
 
     def autoencoding(self, weights: str, layers: list[str], test_images: int) -> AutoencodingRun:
         """How images are recovered from `layers` of the network whose weights are in a file."""
         count = min(self.pictures, test_images)
-        shown = ",".join(str(k * test_images // count) for k in range(count))
+        shown = listed(k * test_images // count for k in range(count))
         return self._as(
-            AutoencodingRun, model=self.front_model, weights=weights, pictures=shown, layers=",".join(layers),
+            AutoencodingRun, model=self.front_model, weights=weights, pictures=shown, layers=listed(layers),
             regimes="trained", starts=1, steps=self.steps,
         )  # fmt: skip
 

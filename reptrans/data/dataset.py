@@ -12,7 +12,10 @@ from reptrans.errors import BadData, UnknownName, suggest
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Two splits of one kind of images; `mean` and `std` are per channel, of images in [0, 1]."""
+    """Two splits of one kind of images; `mean` and `std` are per channel, of images in [0, 1].
+
+    Raises BadData for a label that is none of the classes.
+    """
 
     name: str
     train: Split | Streamed
@@ -20,6 +23,11 @@ class Dataset:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for part, split in (("train", self.train), ("test", self.test)):
+            if wrong := _wrong_labels(split.labels, self.classes):
+                raise BadData(f"the {part} labels of {self.name} {wrong}")
 
     @property
     def num_classes(self) -> int:
@@ -69,3 +77,18 @@ def measured_statistics(split: Split | Streamed) -> tuple[tuple[float, ...], tup
             'deviation is 0. Give the statistics of a known set, for instance normalise="imagenet".'
         )
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _wrong_labels(labels: torch.Tensor, classes: tuple[str, ...]) -> str:
+    """What is wrong with labels (n,) or (n, k) of these classes; "" for nothing."""
+    if not len(labels):
+        return ""
+    least, most = labels.min().item(), labels.max().item()
+    if labels.ndim == 1 and most >= len(classes):
+        return f"hold {most}, but there are {len(classes)} classes, numbered from 0: {', '.join(classes[:12])}."
+    if labels.ndim > 1 and (labels.shape[1:] != (len(classes),) or ((labels != 0) & (labels != 1)).any()):
+        return (
+            f"are {tuple(labels.shape)}, from {least} to {most}. They should say yes (1) or no (0) for each of the "
+            f"{len(classes)} classes."
+        )
+    return ""

@@ -2,23 +2,28 @@
 
 import hashlib
 import os
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from reptrans.data.split import Split
 from reptrans.data.streamed import GREY, Streamed, decode, opened
-from reptrans.errors import BadData
-from reptrans.files import atomic
+from reptrans.errors import BadCheckpoint, BadData, CannotWrite
+from reptrans.files import file_name
 from reptrans.paths import data_root
+from reptrans.tensorfiles import load_tensors, save_tensors
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 # Held in memory: images up to this side, and parts that need no more than this together.
 MOST_SIDE, MOST_BYTES = 64, 2 * 2**30
 LOOKED_AT = 1_000
+# What folders of parts are called, in capital or small letters. A part for validation is the test part where there is
+# no other; its name must come after.
+_CALLED = {"train": r"train(ing)?", "test": r"test(ing)?", "validation": r"val(id|idation)?|eval(uation)?|dev"}
 
 Classes = dict[str, list[Path]]
 
@@ -35,9 +40,12 @@ class Parts:
 def load_folder(folder: Path, image_size: int | None, split_seed: int) -> Parts:
     """`folder`/train and `folder`/test with class folders; or class folders alone, split 80 to 20 in every class.
 
+    The parts may also be called training and testing, in capital letters too; where there is no test, one of val,
+    valid, validation, eval and dev takes its place. Folders of these names are never classes.
     Classes are the sorted names of the folders; images are sorted by name within a class, those of folders below
     included. Grey if all of (up to 1,000 evenly spaced) images are, else RGB. Images of at most 64 pixels a side, as
-    delivered, and 2 GiB together are decoded once and kept under `data_root()/cache`; others are streamed.
+    delivered, and 2 GiB together are decoded once and kept under `data_root()/cache`, where that can be written to;
+    others are streamed.
     Raises BadData.
     """
     train, test = _two_parts(folder, split_seed)
@@ -54,24 +62,41 @@ def load_folder(folder: Path, image_size: int | None, split_seed: int) -> Parts:
 
 
 def _two_parts(folder: Path, split_seed: int) -> tuple[Classes, Classes]:
-    there = [part for part in ("train", "test") if (folder / part).is_dir()]
-    if len(there) == 2:
-        train, test = (_class_files(folder / part) for part in there)
-        if list(train) != list(test):
-            only = {p: ", ".join(a for a in x if a not in y) or "none" for p, x, y in (
-                ("train", train, test), ("test", test, train))}  # fmt: skip
-            raise BadData(
-                f"train and test of {folder} have different classes. Only in train: {only['train']}. "
-                f"Only in test: {only['test']}. Give both the same class folders."
-            )
-        return train, test
-    if there:
-        missing = "test" if there == ["train"] else "train"
+    there = _part_folders(folder)
+    if not there:
+        return _stratified(_class_files(folder), split_seed)
+    if len(there) == 1:
+        ((part, name),) = there.items()
+        missing = "test" if part == "train" else "train"
         raise BadData(
-            f"{folder} has a folder {there[0]}, but no folder {missing}. Add {missing}, or give the class folders "
-            f"without {there[0]} to have them split 80 to 20."
+            f"{folder} has a folder {name}, but no folder {missing}. Add {missing}, or give the class folders "
+            f"without {name} to have them split 80 to 20."
         )
-    return _stratified(_class_files(folder), split_seed)
+    first, second = there["train"], there["test"]
+    train, test = _class_files(folder / first), _class_files(folder / second)
+    if list(train) != list(test):
+        only = [", ".join(a for a in x if a not in y) or "none" for x, y in ((train, test), (test, train))]
+        raise BadData(
+            f"{first} and {second} of {folder} have different classes. Only in {first}: {only[0]}. "
+            f"Only in {second}: {only[1]}. Give both the same class folders."
+        )
+    return train, test
+
+
+def _part_folders(folder: Path) -> dict[str, str]:
+    """The folder's name for "train" and for "test", of those that are there. Raises BadData for two of one part."""
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    found = {}
+    for part, pattern in _CALLED.items():
+        called = rf"({pattern})([ _-]?(set|split|data|images))?"
+        some = [name for name in names if re.fullmatch(called, name, re.IGNORECASE)]
+        if len(some) > 1:
+            raise BadData(
+                f"{folder} has the folders {' and '.join(some)}, and either could be the {part} part. Leave one."
+            )
+        if some:
+            found.setdefault("test" if part == "validation" else part, some[0])
+    return found
 
 
 def _class_files(folder: Path) -> Classes:
@@ -136,17 +161,25 @@ def _shape(files: list[Path], image_size: int | None) -> tuple[int, int, int]:
 
 def _in_memory(split: Streamed, folder: Path, label: str) -> Split:
     """The split decoded, from the cache if the files are the same as when it was made."""
-    path = data_root() / "cache" / f"{label.replace(' ', '-')}-{_fingerprint(split, folder)}.safetensors"
-    if path.is_file():
-        try:
-            return Split(load_file(path)["images"], split.labels)
-        except SafetensorError:
-            pass  # A cache that breaks off is worth nothing: it is made anew.
-    images = decode(split.files, split.shape, split.resize, label)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary:
-        save_file({"images": images}, temporary)
+    name = file_name(label.replace(" ", "-"))
+    path = data_root() / "cache" / f"{name}-{_fingerprint(split, folder)}.safetensors"
+    images = _cached(path, (len(split), *split.shape))
+    if images is None:
+        images = decode(split.files, split.shape, split.resize, label)
+        # Where nothing can be kept, the images are there all the same.
+        with suppress(CannotWrite):
+            save_tensors(path, {"images": images})
     return Split(images, split.labels)
+
+
+def _cached(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+    """The images in the file; None where there is none that can be read and holds such images."""
+    try:
+        images = load_tensors(path)[0]["images"]
+    except (BadCheckpoint, OSError, LookupError, TypeError):
+        return None
+    good = isinstance(images, Tensor) and images.dtype == torch.uint8 and images.shape == shape
+    return images if good else None
 
 
 def _fingerprint(split: Streamed, folder: Path) -> str:

@@ -32,7 +32,8 @@ class Loader:
     `epoch` says which epoch the next pass is; starting a pass adds 1, and setting it repeats or resumes one. With the
     same split, seed and epoch come the same images, on any device and, in any order, for any batch size.
     A split in memory is moved to the device once; a Streamed one is read ahead of the computation.
-    Raises BadValue, UnknownName (augmentation), ShapeMismatch (statistics for another number of channels).
+    Raises BadValue (also for a device that is not there), UnknownName (augmentation), ShapeMismatch (statistics for
+    another number of channels).
     """
 
     def __init__(
@@ -51,11 +52,12 @@ class Loader:
     ):
         self.split, self.batch_size, self.drop_last = split, batch_size, drop_last
         self.shuffle, self.seed = shuffle, seed
-        self.mean, self.std, self.device, self.dtype = tuple(mean), tuple(std), torch.device(device), dtype
+        self.mean, self.std, self.device, self.dtype = tuple(mean), tuple(std), _device(device), dtype
         self._kinds = augmentation.parse(augment)
         self.augment = ",".join(self._kinds) or "none"
         self.epoch = 0
         self._check()
+        self._check_split()
 
     def __len__(self) -> int:
         """The number of batches."""
@@ -69,7 +71,7 @@ class Loader:
     def over(self, split: Split | Streamed, **changes) -> "Loader":
         """A loader of another (or the same) split that starts at epoch 0, otherwise like this one but for `changes`."""
         names = ("batch_size", "mean", "std", "shuffle", "seed", "augment", "drop_last", "device", "dtype")
-        other = Loader(split, **({name: getattr(self, name) for name in names} | changes))
+        other = type(self)(split, **({name: getattr(self, name) for name in names} | changes))
         if split is self.split and other.device == self.device and "_resident" in vars(self):
             other._resident = self._resident
         return other
@@ -134,6 +136,8 @@ class Loader:
             raise BadValue(f"seed is {self.seed!r}. It must be a whole number from 0.")
         if self.dtype not in DTYPES:
             raise BadValue(f"dtype is {self.dtype}. Possible: {', '.join(map(str, DTYPES))}.")
+
+    def _check_split(self) -> None:
         if isinstance(self.split, Split) and self.split.images.dtype != torch.uint8:
             if self._kinds:
                 raise BadValue(
@@ -145,3 +149,13 @@ class Loader:
                 f"images have {self.split.shape[0]} channels, but there are {len(self.mean)} means and "
                 f"{len(self.std)} standard deviations. Give one of each for every channel."
             )
+
+
+def _device(asked: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(asked)
+    except (RuntimeError, TypeError) as error:
+        raise BadValue(f"device is {asked!r}. Possible: cpu, cuda, cuda:0, cuda:1, mps.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BadValue(f"device is {str(device)!r}, but PyTorch finds no such GPU here. Choose cpu.")
+    return device

@@ -1,12 +1,13 @@
 """One part of a data set in memory: all images in one tensor, all labels in another."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from reptrans.errors import BadValue, ShapeMismatch
+from reptrans.errors import BadData, BadValue, ShapeMismatch
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -14,18 +15,39 @@ class Split:
     """Images (n, c, h, w) uint8 with labels (n,) int64, or (n, k) uint8 for k yes-or-no labels.
 
     Images may also be floats (n, …), for instance activations: a Loader then passes them on as they are.
-    Raises ShapeMismatch if there are not as many labels as images.
+    Raises ShapeMismatch if there are not as many labels as images, and BadData for values of other types.
     """
 
     images: Tensor
     labels: Tensor
 
     def __post_init__(self) -> None:
+        for what, value in (("images", self.images), ("labels", self.labels)):
+            if not isinstance(value, Tensor):
+                raise BadData(
+                    f"the {what} of a split are {type(value).__name__}. Give a tensor: torch.as_tensor({what})."
+                )
         if len(self.images) != len(self.labels):
             raise ShapeMismatch(
                 f"a split needs as many labels as images: images {tuple(self.images.shape)}, "
                 f"labels {tuple(self.labels.shape)}."
             )
+        if self.images.dtype == torch.uint8 and self.images.ndim != 4:
+            raise ShapeMismatch(
+                f"images of bytes are (n, channels, height, width), not {tuple(self.images.shape)}. Of grey images "
+                "without an axis of channels give images[:, None]."
+            )
+        if self.images.dtype != torch.uint8 and not self.images.is_floating_point():
+            raise BadData(
+                f"images are {self.images.dtype}. Give torch.uint8 from 0 to 255, or floats, which are not normalised."
+            )
+        self._check_labels()
+
+    def _check_labels(self) -> None:
+        if self.labels.ndim == 1 and self.labels.dtype != torch.int64:
+            raise BadData(f"labels are {self.labels.dtype}. One class for each image is torch.int64: labels.long().")
+        if self.labels.ndim == 1 and len(self.labels) and self.labels.min() < 0:
+            raise BadData(f"labels hold {int(self.labels.min())}, which is no class. Classes count from 0.")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -71,3 +93,17 @@ def limited(labels: Tensor, per_class: int, seed: int | None = None, classes: Se
         order = slice(None) if generator is None else torch.randperm(len(members), generator=generator)
         chosen.append(members[order][:per_class])
     return torch.cat(chosen).sort().values
+
+
+def balanced(labels: Tensor, most: int) -> Tensor:
+    """Ascending positions of at most `most` examples: the first of every class, the same number of each.
+
+    A class that has fewer gives all of them, and the others more. One of each class comes in any case; of yes-or-no
+    labels come the first `most`.
+    """
+    labels = labels.cpu()
+    if labels.ndim > 1 or len(labels) <= most:
+        return torch.arange(min(len(labels), most))
+    counts = torch.bincount(labels)
+    share = max(1, bisect_right(range(1, most + 1), most, key=lambda number: int(counts.clamp(max=number).sum())))
+    return torch.cat([(labels == kind).nonzero().flatten()[:share] for kind in range(len(counts))]).sort().values

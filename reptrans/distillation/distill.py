@@ -9,13 +9,16 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from reptrans.data import Batch, Dataset, Loader
 from reptrans.distillation.method import Method, Stage
-from reptrans.errors import BadValue
+from reptrans.errors import BadValue, ShapeMismatch
 from reptrans.matching import CrossEntropy, Learned, Match, Seen, Teacher, check_taps, tapped, term_names
 from reptrans.randomness import drawing
 from reptrans.training import Plan, accuracy, evaluate, evaluating, fit
+from reptrans.training.batches import checked_network
+from reptrans.training.evaluation import keeping_random_state
 
 
 def distill(
@@ -40,12 +43,14 @@ def distill(
     Rows: one per epoch with method, round, stage, those of `fit`, every term (already times its weight), accuracy on
     the training batches, and, where `test` is given, test_accuracy and test_cross_entropy (nats) after every
     `look_every`-th epoch of a stage and after its last; NaN otherwise.
-    Raises BadValue, LayerNotFound, ShapeMismatch before the first step; Diverged.
+    Before the first step the losses of every stage are computed once, on copies. Raises BadValue, BadData,
+    LayerNotFound, ShapeMismatch by then; Diverged.
     """
+    checked_network(student)
     if isinstance(teachers, nn.Module):
         raise BadValue(f"the teacher is a bare {type(teachers).__name__}. Give Teacher(net, loader).")
     teachers = (teachers,) if isinstance(teachers, Teacher) else tuple(teachers)
-    _check(student, teachers, method, loader, plan)
+    check_fit(student, teachers, method, loader, plan)
     start, tables = deepcopy(student), []
     for number in range(method.rounds):
         if number:
@@ -53,6 +58,8 @@ def distill(
             teachers, student = (Teacher(student.eval().requires_grad_(False), loader),), deepcopy(start)
         if method.prepare is not None:
             student = method.prepare(student, teachers[0].net)
+        if not number:
+            rehearse(student, teachers, method, loader, plan)
         saving = None if folder is None else Path(folder) / f"round{number + 1}"
         table = _one_round(student, teachers, method, loader, plan, (test, look_every), saving, label)
         tables.append(table.assign(method=method.name, round=number + 1))
@@ -64,8 +71,9 @@ def distill(
 class StageObjective(nn.Module):
     """The losses of one stage as an objective for `fit`, with the connectors they need.
 
-    `parameters_to_train` are those that the stage moves. In train mode, all modules of the student without one of them
-    stay in eval mode, as does the teacher's side unless it is what is trained.
+    `parameters_to_train` are those that the stage moves, `moving_norms` the batch norms without parameters on which
+    its losses depend. In train mode, all other modules of the student stay in eval mode, as does the teacher's side
+    unless it is what is trained.
     """
 
     def __init__(
@@ -75,7 +83,7 @@ class StageObjective(nn.Module):
         stage: Stage,
         example: Batch,
         built: dict[Learned, nn.Module],
-        moved: set[nn.Parameter],
+        moved: set[nn.Parameter | nn.Module],
     ):
         super().__init__()
         self.student, self.teachers, self.stage = student, teachers, stage
@@ -92,6 +100,7 @@ class StageObjective(nn.Module):
         self.of_student = _modules([s for _, s in sides], built)
         self._built = built
         self.parameters_to_train = list(student.parameters())
+        self.moving_norms: set[nn.Module] = set()
         self.parameters_to_train = self._chosen(example, moved)
 
     def train(self, mode: bool = True) -> "StageObjective":
@@ -100,7 +109,8 @@ class StageObjective(nn.Module):
         for module in self.student.modules():
             own = list(module.parameters(recurse=False))
             # In a stage of the whole student, what has no parameters (dropout) trains as it always does.
-            if not any(p in moving for p in own) and (own or self.stage.train != "all"):
+            still = not any(p in moving for p in own) and (own or self.stage.train != "all")
+            if still and module not in self.moving_norms:
                 module.training = False
         if self.stage.train != "connectors":
             self.of_teacher.eval()
@@ -138,22 +148,35 @@ class StageObjective(nn.Module):
     def _module(self, transform: object):
         return self._built[transform] if isinstance(transform, Learned) else transform
 
-    def _chosen(self, example: Batch, moved: set[nn.Parameter]) -> list[nn.Parameter]:
-        """The parameters that this stage moves."""
+    def _chosen(self, example: Batch, moved: set[nn.Parameter | nn.Module]) -> list[nn.Parameter]:
+        """The parameters that this stage moves; takes note of `moving_norms`."""
         connectors = [*self.of_student.parameters()]
         if self.stage.train == "connectors":
             return connectors + [*self.of_teacher.parameters()]
         own = [p for p in self.student.parameters() if p.requires_grad]
         if self.stage.train != "all":
-            with evaluating(self):
-                terms, _ = self(example)
-            total = sum(terms.values())
-            depends = own and total.requires_grad
-            gradients = torch.autograd.grad(total, own, allow_unused=True) if depends else [None] * len(own)
-            own = [p for p, g in zip(own, gradients, strict=True) if g is not None]
+            own, self.moving_norms = self._reached(example, own)
         if self.stage.train == "new":
-            own = [p for p in own if p not in moved]
+            own, self.moving_norms = [p for p in own if p not in moved], self.moving_norms - moved
         return own + connectors
+
+    def _reached(self, example: Batch, own: list[nn.Parameter]) -> tuple[list[nn.Parameter], set[nn.Module]]:
+        """Those of the parameters that the losses depend on, and the batch norms without any of their own."""
+        norms = [m for m in self.student.modules() if isinstance(m, _NormBase) and not list(m.parameters())]
+        outputs: dict[nn.Module, Tensor] = {}
+        hooks = [m.register_forward_hook(lambda norm, _, value: outputs.update({norm: value})) for m in norms]
+        try:
+            with evaluating(self):
+                total = sum(self(example)[0].values())
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not own or not total.requires_grad:
+            return [], set()
+        outputs = {norm: value for norm, value in outputs.items() if value.requires_grad}
+        found = torch.autograd.grad(total, [*own, *outputs.values()], allow_unused=True)
+        reached = [what for what, g in zip([*own, *outputs], found, strict=True) if g is not None]
+        return [p for p in reached if isinstance(p, nn.Parameter)], {m for m in reached if isinstance(m, nn.Module)}
 
 
 def _one_round(student, teachers, method, loader, plan, looks, folder, label) -> pd.DataFrame:
@@ -172,9 +195,9 @@ def _one_round(student, teachers, method, loader, plan, looks, folder, label) ->
         saving = None if folder is None else folder / f"stage{number}.safetensors"
         rows = fit(
             objective, objective, loader.over(loader.split), its_plan, parameters=objective.parameters_to_train,
-            checkpoint=saving, every_epoch=_looking(student, *looks, epochs), label=label or method.name,
+            checkpoint=saving, every_epoch=_looking(student, *looks, its_plan), label=label or method.name,
         )  # fmt: skip
-        moved |= {p for p in student.parameters() if p in set(objective.parameters_to_train)}
+        moved |= {p for p in student.parameters() if p in set(objective.parameters_to_train)} | objective.moving_norms
         tables.append(rows.assign(stage=number))
     return pd.concat(tables, ignore_index=True)
 
@@ -213,20 +236,20 @@ def _example(loader: Loader) -> Batch:
     return next(iter(loader.plain()))
 
 
-def _looking(student: nn.Module, test: Loader | None, every: int, epochs: int):
+def _looking(student: nn.Module, test: Loader | None, every: int, plan: Plan):
     if test is None:
         return None
 
     def look(epoch: int) -> dict[str, float]:
-        if epoch % every and epoch != epochs:
+        if epoch % every and epoch != plan.epochs:
             return {"test_accuracy": math.nan, "test_cross_entropy": math.nan}
-        found = evaluate(student, test)
+        found = evaluate(student, test, plan)
         return {"test_accuracy": found["accuracy"], "test_cross_entropy": found["cross_entropy"]}
 
     return look
 
 
-def _check(student: nn.Module, teachers: Sequence[Teacher], method: Method, loader: Loader, plan: Plan) -> None:
+def check_fit(student: nn.Module, teachers: Sequence[Teacher], method: Method, loader: Loader, plan: Plan) -> None:
     matches = [match for stage in method.stages for match in stage.matches]
     needed = max((match.who for match in matches), default=-1) + 1
     if needed > len(teachers):
@@ -249,6 +272,46 @@ def _check(student: nn.Module, teachers: Sequence[Teacher], method: Method, load
                 f"augmentation {loader.augment!r}. Make it with the same loader, Teacher(net, loader)."
             )
     _check_types(teachers, loader, plan)
+
+
+class _First:
+    """The loader's first images and nothing else, as a Teacher wants to see a loader."""
+
+    augment = "of no interest"
+
+    def __init__(self, batch: Batch):
+        self.batch = batch
+
+    def plain(self) -> list[Batch]:
+        return [self.batch]
+
+
+def rehearse(student: nn.Module, teachers: Sequence[Teacher], method: Method, loader: Loader, plan: Plan) -> None:
+    """Every stage's losses once, on a copy of the student and the first images; what does not fit is said by then."""
+    example, built = _example(loader), {}
+    with keeping_random_state(example.images.device), torch.no_grad():
+        student = deepcopy(student).to(example.images.device, plan.dtype)
+        teachers = [Teacher(teacher.net, _First(example)) for teacher in teachers]
+        for stage in method.stages:
+            _check_answers(student, teachers, stage, example)
+            objective = StageObjective(student, teachers, replace(stage, train="all"), example, built, set())
+            objective.to(example.images.device, plan.dtype).eval()(example)
+
+
+def _check_answers(student: nn.Module, teachers: Sequence[Teacher], stage: Stage, example: Batch) -> None:
+    """Raise ShapeMismatch where answers are matched and there is not one for each class on both sides."""
+    for match in stage.matches:
+        if match.teacher_taps != ("out",) or match.student_taps != ("out",):
+            continue
+        with evaluating(student):
+            own = tapped(student, example.images, None, ["out"], keep_graph=False)["out"].shape[1:]
+        theirs = teachers[match.who].values(example, ["out"])["out"].shape[1:]
+        if own != theirs:
+            raise ShapeMismatch(
+                f"the teacher tells {theirs[-1]} classes apart and the student {own[-1]}, so {match.title!r} cannot "
+                f"compare their answers. Take a teacher with num_classes={own[-1]}, or a method that matches layers "
+                "alone."
+            )
 
 
 def _check_types(teachers: Sequence[Teacher], loader: Loader, plan: Plan) -> None:

@@ -1,28 +1,34 @@
 """The experiment of the survey's notebook: one student by many methods, and what each of them moved."""
 
 import ast
+import inspect
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
 from torch import nn
 
 from reptrans.checkpoints import load_network, trained
 from reptrans.data import Dataset
 from reptrans.distillation.cap import capped
-from reptrans.distillation.distill import distill, loaders
+from reptrans.distillation.distill import check_fit, distill, loaders, rehearse
 from reptrans.distillation.method import Method, Pair
 from reptrans.distillation.methods import METHODS, efficient_detection, fd_gan, imitation
 from reptrans.errors import BadValue, UnknownName, suggest
 from reptrans.matching import Teacher
 from reptrans.models import build
-from reptrans.notebook import DatasetParameters, names
+from reptrans.notebook import DatasetParameters, names, once, some_names
 from reptrans.progress import progress
 from reptrans.similarity import compare
 from reptrans.training import Plan, pick_device
+
+# Options that may be 0: weights, and what is added. All other numbers divide, or count something.
+_MAY_BE_0 = {"weight", "task", "alpha", "beta", "head", "distance", "angle", "scale", "margin", "seed"}
+_LARGEST = 10**6  # no option is a number beyond it
+_FEW = 64  # images of a rehearsal, or a batch
 
 
 class DistillationRun(DatasetParameters):
@@ -42,11 +48,11 @@ class DistillationRun(DatasetParameters):
     teacher: str = "cnn3_w16"
     student: str = "cnn3_w2"
     teacher_checkpoint: str = ""
-    teachers: int = Field(1, ge=1)
+    teachers: int = Field(1, ge=1, le=1000)
     teacher_epochs: int = Field(15, ge=1)
     teacher_augment: str = "none"
     labelled: int = Field(20, ge=0)
-    seeds: int = Field(5, ge=1)
+    seeds: int = Field(5, ge=1, le=1000)
     epochs: int = Field(60, ge=1)
     lr: float = Field(0.05, gt=0)
     batch_size: int = Field(50, ge=2)
@@ -63,7 +69,7 @@ class DistillationRun(DatasetParameters):
     @field_validator("method")
     @classmethod
     def _are_known(cls, text: str) -> str:
-        names(text, METHODS)
+        some_names(text, METHODS)
         return text
 
     @field_validator("options")
@@ -103,7 +109,9 @@ def distill_all(p: DistillationRun, dataset: Dataset, folder: Path) -> Distilled
 
     All methods of a seed start from the same student, see the same images in the same order, and share one Teacher, so
     that without augmentation the teacher's values are computed once for all of them.
+    Raises what does not fit before anything is trained: every method is tried on untrained networks.
     """
+    _Bench(p, dataset, 0, rehearsal=True).rehearse()
     found = Distilled(pd.DataFrame(), pd.DataFrame(), {}, {}, None)
     tables, moved = [], []
     for seed in progress(range(p.seeds), "seeds"):
@@ -129,17 +137,16 @@ def make_method(name: str, pair: Pair, options: str = "") -> Method:
     """The method `name` of METHODS for this pair, with its part of `options`. Raises UnknownName, BadValue."""
     if name not in METHODS:
         raise UnknownName(f"there is no method {name!r}. {suggest(name, METHODS)}")
-    given = read_options(options).get(name, {})
-    known = [n for n in METHODS[name].__kwdefaults__ or {}]
-    for option in given:
-        if option not in known:
-            raise UnknownName(f"{name} has no option {option!r}. {suggest(option, known)}")
-    return replace(METHODS[name](pair, **given), name=name)
+    return replace(METHODS[name](pair, **read_options(options).get(name, {})), name=name)
 
 
 def read_options(text: str) -> dict[str, dict[str, object]]:
-    """{method: {option: value}} of a text like "nst.kernel=gaussian,at.power=1"; BadValue, UnknownName otherwise."""
+    """{method: {option: value}} of a text like "nst.kernel=gaussian,at.power=1".
+
+    Raises UnknownName; BadValue for a value of another type than the option's, and for numbers that it cannot be.
+    """
     found: dict[str, dict[str, object]] = {}
+    once([part.partition("=")[0].strip() for part in names(text)])
     for part in names(text):
         key, equals, value = part.partition("=")
         method, dot, option = key.strip().partition(".")
@@ -147,8 +154,29 @@ def read_options(text: str) -> dict[str, dict[str, object]]:
             raise BadValue(f"options: {part!r} is not of the form method.option=value, as in nst.kernel=gaussian.")
         if method not in METHODS:
             raise UnknownName(f"options: there is no method {method!r}. {suggest(method, METHODS)}")
-        found.setdefault(method, {})[option.strip()] = _read(value.strip())
+        found.setdefault(method, {})[option.strip()] = _option(method, option.strip(), _read(value.strip()))
     return found
+
+
+def _option(method: str, name: str, value: object) -> object:
+    """The value itself, after it was checked."""
+    known = {p.name: p for p in inspect.signature(METHODS[method]).parameters.values() if p.kind == p.KEYWORD_ONLY}
+    if name not in known:
+        raise UnknownName(f"{method} has no option {name!r}. {suggest(name, known)}")
+    kind, number = known[name].annotation, isinstance(value, (int, float)) and not isinstance(value, bool)
+    try:
+        TypeAdapter(kind).validate_python(value, strict=True)
+        fits = not number or (0 <= value <= _LARGEST and (value > 0 or name in _MAY_BE_0))
+    except ValidationError:
+        fits = False
+    if not fits:
+        least = "from 0" if name in _MAY_BE_0 else "above 0,"
+        needed = {str: "a text", bool: "True or False", int: f"a whole number {least} to {_LARGEST:,}"}
+        raise BadValue(
+            f"options: {method}.{name} is {value!r}; it must be "
+            f"{needed.get(kind, f'a number {least} to {_LARGEST:,}')}. Its default is {known[name].default!r}."
+        )
+    return value
 
 
 def method_table(pair: Pair) -> pd.DataFrame:
@@ -164,11 +192,13 @@ def method_table(pair: Pair) -> pd.DataFrame:
 
 
 class _Bench:
-    """One seed: its teachers, images and first student."""
+    """One seed: its teachers, images and first student. For a rehearsal teachers are not trained, and images few."""
 
-    def __init__(self, p: DistillationRun, dataset: Dataset, seed: int):
+    def __init__(self, p: DistillationRun, dataset: Dataset, seed: int, rehearsal: bool = False):
         self.p, self.dataset, self.seed, self.device = p, dataset, seed, pick_device(p.device)
+        self.rehearsal = rehearsal
         train = dataset.train.limit(p.labelled, seed, dataset.classes) if p.labelled else dataset.train
+        train = train.select(torch.arange(min(max(_FEW, p.batch_size), len(train)))) if rehearsal else train
         self.plan = p.plan(seed)
         self.few = replace(dataset, train=train)
         self.train, self.test = loaders(self.few, p.batch_size, seed, p.augment, self.device, self.plan.dtype)
@@ -183,17 +213,26 @@ class _Bench:
     def pair(self, student: nn.Module) -> Pair:
         return Pair.of(student, self.teachers, next(iter(self.train.plain())).images[:2])
 
+    def rehearse(self) -> None:
+        """Compare the groups of layers, and try a step of every method."""
+        self.similarity(self.student())
+        for name in names(self.p.method, METHODS):
+            student = self.student()
+            method = self._method(name, self.pair(student))
+            check_fit(student, self.teachers, method, self.train, self.plan)
+            student = method.prepare(student, self.teachers[0].net) if method.prepare else student
+            rehearse(student, self.teachers, method, self.train, self.plan)
+
     def distilled(self, name: str, folder: Path) -> tuple[nn.Module, pd.DataFrame]:
         student = self.student()
-        pair = self.pair(student)
-        method = make_method(name, pair, self.p.options)
-        if self.p.cap:
-            method = capped(method, pair, next(iter(self.train.plain())), self.p.cap)
         return distill(
-            student, self.teachers, method, self.train, self.plan, test=self.test,
-            look_every=self.p.look_every,
-            folder=folder / f"{name}-s{self.seed}", label=f"{name}, seed {self.seed}",
+            student, self.teachers, self._method(name, self.pair(student)), self.train, self.plan, test=self.test,
+            look_every=self.p.look_every, folder=folder / f"{name}-s{self.seed}", label=f"{name}, seed {self.seed}",
         )  # fmt: skip
+
+    def _method(self, name: str, pair: Pair) -> Method:
+        method = make_method(name, pair, self.p.options)
+        return capped(method, pair, next(iter(self.train.plain())), self.p.cap) if self.p.cap else method
 
     def similarity(self, student: nn.Module) -> pd.DataFrame:
         """Debiased CKA of student and first teacher at the ends of paired groups, on pooled test activations."""
@@ -204,6 +243,8 @@ class _Bench:
 
     def _teacher(self, number: int) -> nn.Module:
         p = self.p
+        if self.rehearsal and not (p.teacher_checkpoint and number == 0):
+            return self._build(p.teacher, seed=0).to(self.plan.dtype).eval()
         if p.teacher_checkpoint and number == 0:
             net = load_network(self._build(p.teacher, seed=0), p.teacher_checkpoint)
             return net.to(self.plan.dtype).eval()

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from reptrans.errors import BadValue, ShapeMismatch
 from reptrans.training import accuracy, classification_loss, evaluating
+from reptrans.training.batches import answers_of, checked_network
 
 
 class Beside(nn.Module):
@@ -17,9 +18,9 @@ class Beside(nn.Module):
 
     def __init__(self, olds: Sequence[nn.Module], settings: dict):
         super().__init__()
-        olds = [olds] if isinstance(olds, nn.Module) else olds
+        olds = [olds] if isinstance(olds, nn.Module | str) else olds
         # In tuples here and below: not submodules, so that mode, state and parameters of networks stay their own.
-        self._olds = tuple(old.eval().requires_grad_(False) for old in olds)
+        self._olds = tuple(checked_network(old).eval().requires_grad_(False) for old in olds)
         self.settings = {"kind": type(self).__name__.lower()} | settings
         if not self._olds:
             raise BadValue("olds is empty: a condition needs one trained network at least. The first is trained alone.")
@@ -34,7 +35,7 @@ class Beside(nn.Module):
     def old_logits(self, images: Tensor) -> list[Tensor]:
         """(n, k) of each old network, without gradients."""
         with torch.no_grad():
-            return [old(images) for old in self.olds]
+            return [answers_of(old, images) for old in self.olds]
 
 
 class Condition(Beside):
@@ -47,11 +48,11 @@ class Condition(Beside):
 
     def __init__(self, new: nn.Module, olds: Sequence[nn.Module], example: Tensor, settings: dict):
         super().__init__(olds, settings)
-        self._new = (new,)
+        self._new = (checked_network(new),)
         if any(old is new for old in self._olds):
             raise BadValue("the new network is one of the old ones. Build another for it.")
         with evaluating(new), torch.no_grad():
-            shapes = [tuple(net(example).shape) for net in (new, *self.olds)]
+            shapes = [tuple(answers_of(net, example).shape) for net in (new, *self.olds)]
         if len(set(shapes)) > 1:
             raise ShapeMismatch(
                 f"the new network's output is {shapes[0]}, the old ones' {', '.join(map(str, shapes[1:]))}. All must "

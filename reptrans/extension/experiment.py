@@ -13,8 +13,8 @@ from reptrans.extension.hidden import MODES, Hidden
 from reptrans.extension.lens import lensed
 from reptrans.extension.losses import hidden_losses
 from reptrans.extension.output import OUTPUT_LOSSES, Outputs
-from reptrans.extension.sequence import extend
-from reptrans.notebook import DatasetParameters, names
+from reptrans.extension.sequence import Extended, extend
+from reptrans.notebook import DatasetParameters, names, some_names
 from reptrans.progress import progress
 from reptrans.training import Plan
 
@@ -24,8 +24,8 @@ class ExtensionRun(DatasetParameters):
 
     `conditions`: names of hidden losses (lin_cka, exp_var, …), of output losses (adaptive_diversity, …), or lens,
     joined by commas; each is tried by itself beside independent training. `layer`: where hidden losses act; `report`:
-    layers whose similarity is reported. `mode`, `sign`, `depth` (-1: the loss's default), `kernel`, `w_dis` of Hidden;
-    `weight` of output losses. `count`: networks in each sequence.
+    other layers whose similarity is reported. `mode`, `sign`, `depth` (-1: the loss's default), `kernel`, `w_dis` of
+    Hidden; `weight` of output losses. `count`: networks in each sequence.
     """
 
     model: str = "cnn3_w8"
@@ -36,12 +36,12 @@ class ExtensionRun(DatasetParameters):
     report: str = "conv1,conv2,conv3"
     mode: Literal[tuple(MODES)] = "extension"
     sign: Literal[-1, 1] = -1
-    depth: int = Field(-1, ge=-1)
+    depth: int = Field(-1, ge=-1, le=100)
     kernel: Literal[1, 3, 5] = 1
     w_dis: float = Field(1.0, ge=0)
     weight: float = Field(1.0, ge=0)
-    count: int = Field(2, ge=2)
-    seeds: int = Field(5, ge=1)
+    count: int = Field(2, ge=2, le=1000)
+    seeds: int = Field(5, ge=1, le=1000)
     epochs: int = Field(30, ge=1)
     lr: float = Field(0.1, gt=0)
     batch_size: int = Field(50, ge=1)
@@ -56,10 +56,21 @@ class ExtensionRun(DatasetParameters):
     @classmethod
     def _are_known(cls, text: str) -> str:
         possible = [*hidden_losses(), *OUTPUT_LOSSES, "lens"]
-        for name in names(text):
+        for name in some_names(text):
             if name not in possible:
                 raise UnknownName(f"there is no condition {name!r}. {suggest(name, possible)}")
         return text
+
+    @field_validator("report", "layer")
+    @classmethod
+    def _are_some(cls, text: str) -> str:
+        some_names(text)
+        return text
+
+    @property
+    def reported(self) -> list[str]:
+        """The layers whose similarity is reported."""
+        return list(dict.fromkeys([*names(self.report), self.layer]))
 
     def plan(self, seed: int) -> Plan:
         return Plan(
@@ -85,16 +96,22 @@ class ExtensionRun(DatasetParameters):
 def extend_all(p: ExtensionRun, dataset: Dataset, folder: Path) -> pd.DataFrame:
     """`extend` for every seed and condition: its rows, with the condition's name; "independent" is none at all.
 
-    Networks are kept in `folder`, from which an interrupted run goes on.
+    Networks are kept in `folder`, from which an interrupted run goes on. Raises what `extend` does, for all conditions
+    before any of them is trained.
     """
-    tables = []
+
+    def extended(name: str, seed: int, **how) -> Extended | None:
+        return extend(
+            p.model, dataset, p.count, p.condition(name, dataset, seed), p.plan(seed), seed, layers=p.reported,
+            batch_size=p.batch_size, augment=p.augment, images=p.images, folder=folder, device=p.device, **how,
+        )  # fmt: skip
+
+    tables, conditions = [], names(p.conditions)
+    for name in conditions:
+        extended(name, 0, rehearsal=True)
     for seed in progress(range(p.seeds), "seeds"):
-        for number, name in enumerate(names(p.conditions)):
-            rows = extend(
-                p.model, dataset, p.count, p.condition(name, dataset, seed), p.plan(seed), seed,
-                layers=names(p.report), batch_size=p.batch_size, augment=p.augment, independent=number == 0,
-                images=p.images, folder=folder, device=p.device,
-            ).rows  # fmt: skip
+        for number, name in enumerate(conditions):
+            rows = extended(name, seed, independent=number == 0).rows
             rows["condition"] = rows["condition"].map(lambda kind, name=name: "independent" if kind == "none" else name)
             # Independent training first, since all else is read beside it.
             tables.append(rows.sort_values("condition", key=lambda c: c != "independent", kind="stable"))

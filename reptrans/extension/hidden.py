@@ -13,8 +13,10 @@ from reptrans.extension.approximator import approximator, as_maps, from_maps, re
 from reptrans.extension.condition import Condition, check_numbers, labelled, reverse_gradient
 from reptrans.extension.losses import hidden_losses
 from reptrans.layers import end, front, record
+from reptrans.layers.values import answer, chosen, replaced
 from reptrans.randomness import drawing
 from reptrans.training import evaluating
+from reptrans.training.batches import answers_of
 
 MODES = ("extension", "reversal", "subtraction", "unusable")
 
@@ -131,7 +133,7 @@ class Hidden(Condition):
         found = []
         for head, old, tail, ndims in zip(heads, olds, self._tails, self._ndims, strict=True):
             inner = head(resized(z, old.shape[2:]))
-            found.append(F.cross_entropy(tail[name](from_maps(inner, ndims[name])), labels))
+            found.append(F.cross_entropy(answer(tail[name](from_maps(inner, ndims[name]))), labels))
         return _mean(found)
 
     def _gathered(self, olds: list[Tensor], size: tuple[int, int]) -> list[Tensor]:
@@ -142,7 +144,7 @@ class Hidden(Condition):
     def _new_activations(self, images: Tensor, _: object = None) -> tuple[Tensor, dict[str, Tensor]]:
         """(logits, {layer: activations as maps}) of the new network."""
         with record(self.new, list(self.layers), clone=True, detach=False) as seen:
-            logits = self.new(images)
+            logits = answers_of(self.new, images)
         return logits, {name: as_maps(seen[name], name) for name in self.layers}
 
     def _old_activations(self, images: Tensor) -> dict[str, list[Tensor]]:
@@ -159,15 +161,16 @@ class Hidden(Condition):
 
         def taking_off(name: str):
             def hook(module, inputs, output):
-                new[name] = z = as_maps(output, name).clone()
+                value = chosen(output, who=f"layer {name!r}")
+                new[name] = z = as_maps(value, name).clone()
                 with torch.autocast(z.device.type, enabled=False):
                     close = _mean(self.approximations(name, olds[name], z.shape[2:])).detach()
-                return output - from_maps(close, output.ndim).to(output.dtype)
+                return replaced(output, "", value - from_maps(close, value.ndim).to(value.dtype))
 
             return hook
 
         with _hooks({self.new.get_submodule(name): taking_off(name) for name in self.layers}):
-            return self.new(images), new
+            return answers_of(self.new, images), new
 
     def _build(self, new: dict[str, Tensor], olds: dict[str, list[Tensor]]) -> None:
         s, self.approximators = self.settings, nn.ModuleDict()

@@ -13,6 +13,7 @@ from reptrans.errors import BadValue
 from reptrans.extension.condition import Beside, Condition, check_numbers, labelled
 from reptrans.randomness import drawing
 from reptrans.training import Plan, fit
+from reptrans.training.batches import answers_of
 
 
 class Lens(nn.Module):
@@ -73,7 +74,7 @@ class LensTraining(Beside):
     def forward(self, batch, progress: float = 0.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Terms and figures of a batch; accuracy is the old networks' mean accuracy through the lens."""
         s, seen = self.settings, self.lens(batch.images)
-        logits = torch.stack([old(seen) for old in self.olds])
+        logits = torch.stack([answers_of(old, seen) for old in self.olds])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         mean = logits.log_softmax(2).logsumexp(0) - math.log(len(logits))
         nll = F.nll_loss(mean, batch.labels, reduction="none")
@@ -100,7 +101,7 @@ class ThroughLens(Condition):
         """Terms and figures of a batch."""
         with torch.no_grad():
             seen = self._lens[0].eval()(batch.images)
-        return labelled(self.new(seen), batch.labels)
+        return labelled(answers_of(self.new, seen), batch.labels)
 
 
 def lensed(
@@ -133,6 +134,11 @@ def lensed(
         fit(training, training.modules_to_train(), loader, plan, checkpoint=path, label="lens")
         return ThroughLens(new, olds, lens, example=example, settings=chosen)
 
+    def rehearse(new: nn.Module, olds: Sequence[nn.Module], example: Tensor) -> ThroughLens:
+        lens = Lens(dataset.channels, scales, width, seed).to(example.device, example.dtype)
+        return ThroughLens(new, olds, lens, example=example, settings=chosen)
+
+    condition.rehearse = rehearse  # the same without training, for `extend`
     return condition
 
 

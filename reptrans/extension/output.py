@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from reptrans.errors import BadValue, ShapeMismatch, UnknownName, suggest
 from reptrans.extension.condition import Condition, check_numbers, labelled
 from reptrans.extension.conflict import alternating, parameters_before, pcgrad
+from reptrans.training.batches import answers_of
 
 STEPS = ("together", "pcgrad", "alternating")
 
@@ -123,7 +124,7 @@ class Outputs(Condition):
         chosen = {"loss": loss, "weight": weight, "step": step, "before": before, "options": options}
         super().__init__(new, olds, example, chosen)
         with torch.no_grad():
-            logits = self.olds[0](example)
+            logits = answers_of(self.olds[0], example)
             _check_classes(logits)
             _try(loss, logits, options)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -131,7 +132,7 @@ class Outputs(Condition):
 
     def forward(self, batch, progress: float = 0.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Terms and figures of a batch."""
-        s, logits = self.settings, self.new(batch.images)
+        s, logits = self.settings, answers_of(self.new, batch.images)
         terms, figures = labelled(logits, batch.labels)
         olds = [old.to(torch.promote_types(old.dtype, torch.float32)) for old in self.old_logits(batch.images)]
         with torch.autocast(logits.device.type, enabled=False):
@@ -155,8 +156,9 @@ def _inverted(new: Tensor, olds: list[Tensor], labels: Tensor, temperature: floa
 
 def _wrong(logits: Tensor, labels: Tensor) -> Tensor:
     """(n, k - 1) logits without the label's."""
-    keep = torch.ones_like(logits, dtype=torch.bool).scatter_(1, labels[:, None], False)
-    return logits[keep].view(len(logits), -1)
+    # By positions and not by a mask, whose count a GPU would have to tell first.
+    rest = torch.arange(logits.shape[1] - 1, device=logits.device)
+    return logits.gather(1, rest + (rest >= labels[:, None]))
 
 
 def _mean_probabilities(logits: Sequence[Tensor]) -> Tensor:

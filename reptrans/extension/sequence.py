@@ -17,10 +17,14 @@ from reptrans.data import Dataset
 from reptrans.errors import BadValue
 from reptrans.extension.condition import Condition, labelled
 from reptrans.extension.hidden import own_name
+from reptrans.files import file_name
 from reptrans.layers import cuttable_layers
 from reptrans.models import build
+from reptrans.randomness import drawing
 from reptrans.similarity import compare, ensemble_accuracy, error_consistency, jensen_shannon
 from reptrans.training import Plan, fit, pick_device, predict
+
+_FEW = 32  # images of a rehearsal: as many as similarities need
 
 Builder = Callable[[int], nn.Module]
 MakeCondition = Callable[..., Condition]
@@ -51,7 +55,8 @@ def extend(
     images: int = 1000,
     folder: str | Path | None = None,
     device: str = "cpu",
-) -> Extended:
+    rehearsal: bool = False,
+) -> Extended | None:
     """Train `count` networks in sequence, network k (from 0) with `condition(new, olds, example=images)` on 0 to k - 1.
 
         extend("tiny10", digits, 2, functools.partial(Hidden, layers="bn5"))
@@ -64,15 +69,19 @@ def extend(
     `model`: a name, or a function from a seed to a network. `layers`: None for the condition's, else all where the
     network can be cut. `plan`, `batch_size`: None for `default_recipe`. `folder` (None: that of trained networks) keeps
     a file for each network, from which an interrupted training goes on.
-    Raises BadValue, and what the condition raises.
+    Raises, before anything is trained, BadValue, what the condition raises, and what `compare` does at the layers: both
+    are tried on untrained networks, which with `rehearsal` is all. A condition that trains has a `rehearse` for that.
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 2:
         raise BadValue(f"count is {count!r}; it must be a whole number from 2 on: a first network, and one beside it.")
     usual_plan, usual_size = default_recipe(dataset)
     trainer = _Trainer(
-        model, dataset, plan or usual_plan, batch_size or usual_size, augment, seed,
+        model, dataset, plan or usual_plan, usual_size if batch_size is None else batch_size, augment, seed,
         Path(folder or paths.networks_root()), pick_device(device),
     )  # fmt: skip
+    trainer.rehearse(condition, layers, fold)
+    if rehearsal:
+        return None
     networks, histories, tables = [], [], []
     for k in range(count):
         made = trainer.train(k, networks, condition if k else None)
@@ -127,17 +136,35 @@ class _Trainer:
         """Network k, trained or, where its file says that it was, loaded."""
         seed = network_seed(self.seed, k)
         new = self._build(seed).to(self.device, self.plan.dtype)
-        objective = condition(new, list(olds), example=self._example()) if condition else Alone(new)
-        if not hasattr(objective, "settings"):
-            raise BadValue(f"{type(objective).__name__} is no Condition: derive it from reptrans.extension.Condition.")
+        objective = self._objective(new, list(olds), condition)
         history = fit(
             objective, objective.modules_to_train(), self._loader(seed), replace(self.plan, seed=seed),
             checkpoint=self.folder / self._file_name(k, objective.settings, olds if condition else []),
             label=f"network {k}",
         )  # fmt: skip
-        kind, pairs = objective.settings["kind"], getattr(objective, "layers", {})
-        pairs = pairs or {name: name for name in cuttable_layers(new)}
+        kind, pairs = objective.settings["kind"], self._pairs(objective, new)
         return _Made(objective.predictor().eval(), kind, pairs, history.assign(seed=self.seed, k=k, condition=kind))
+
+    def rehearse(self, condition: MakeCondition | None, layers: object, fold: str) -> None:
+        """Let everything that does not fit be said before minutes go into training: a step's losses, and a report."""
+        new, old = (self._build(seed).to(self.device, self.plan.dtype).eval() for seed in (0, 1))
+        few = self.dataset.test.select(torch.arange(min(_FEW, len(self.dataset.test))))
+        small = replace(self, dataset=replace(self.dataset, test=few))
+        with drawing(0, double=False):
+            objective = self._objective(new, [old], getattr(condition, "rehearse", condition)).eval()
+            objective(next(iter(small.test())))
+        made = _Made(objective.predictor().eval(), "", self._pairs(objective, new), pd.DataFrame())
+        _report(small, 1, made, [old], layers or made.layers, fold, _FEW)
+
+    def _objective(self, new: nn.Module, olds: list[nn.Module], condition: MakeCondition | None) -> nn.Module:
+        objective = condition(new, olds, example=self._example()) if condition else Alone(new)
+        if not hasattr(objective, "settings"):
+            raise BadValue(f"{type(objective).__name__} is no Condition: derive it from reptrans.extension.Condition.")
+        return objective
+
+    def _pairs(self, objective: nn.Module, new: nn.Module) -> dict[str, str]:
+        """{new layer: old layer} of the objective, or else all layers."""
+        return getattr(objective, "layers", {}) or {name: name for name in cuttable_layers(new)}
 
     def test(self) -> object:
         return self.dataset.loader("test", max(self.batch_size, 500), device=self.device, dtype=self.plan.dtype)
@@ -167,7 +194,8 @@ class _Trainer:
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
         for tensor in (t for old in olds for t in old.state_dict().values()):
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return f"extension-{self.dataset.name}-s{self.seed}-{k}-{settings['kind']}-{digest.hexdigest()[:8]}.safetensors"
+        name = f"extension-{file_name(self.dataset.name)}-s{self.seed}-{k}-{settings['kind']}"
+        return f"{name}-{digest.hexdigest()[:8]}.safetensors"
 
 
 def network_seed(seed: int, k: int) -> int:

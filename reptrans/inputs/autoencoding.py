@@ -9,12 +9,12 @@ from typing import Literal
 
 import pandas as pd
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from reptrans.checkpoints import load_network, trained
 from reptrans.data.sources import STATISTICS
-from reptrans.errors import UnknownName, suggest
+from reptrans.errors import BadValue, UnknownName, suggest
 from reptrans.inputs.image import Fourier, Pixels, noise
 from reptrans.inputs.measures import aligned_mse, blurred_to, cosine_to_others, triviality, uniqueness_spread
 from reptrans.inputs.networks import FastFront, as_built, calibrated, fast_front, ladder
@@ -23,7 +23,7 @@ from reptrans.inputs.optimise import Inversion, optimise_input
 from reptrans.inputs.pictures import crops, load_pictures
 from reptrans.inputs.prior import total_variation
 from reptrans.models import build
-from reptrans.notebook import DatasetParameters, names
+from reptrans.notebook import DatasetParameters, names, once, some_names
 from reptrans.progress import progress
 from reptrans.training import pick_device
 from reptrans.training.schedule import PRECISIONS
@@ -46,8 +46,8 @@ class AutoencodingRun(DatasetParameters):
     pictures: str = "0,1,2,3"
     layers: str = "auto"
     regimes: str = "trained,as built,calibrated"
-    draws: int = Field(3, ge=1)
-    starts: int = Field(2, ge=1)
+    draws: int = Field(3, ge=1, le=1000)
+    starts: int = Field(2, ge=1, le=1000)
     steps: int = Field(200, ge=1)
     lr: float = Field(0.05, gt=0)
     variation: float = Field(0.1, ge=0)
@@ -56,6 +56,26 @@ class AutoencodingRun(DatasetParameters):
     shift: float = Field(0.04, gt=0)
     dtype: Literal["float32", "float64", "bfloat16"] = "float64"
     device: str = "auto"
+
+    @field_validator("pictures", "layers", "regimes")
+    @classmethod
+    def _are_some(cls, text: str) -> str:
+        once([int(name) if name.isdecimal() else name for name in some_names(text)])
+        return text
+
+    @field_validator("regimes")
+    @classmethod
+    def _are_known(cls, text: str) -> str:
+        for regime in names(text):
+            if regime not in REGIMES:
+                raise UnknownName(f"there is no regime {regime!r}. {suggest(regime, REGIMES)}")
+        return text
+
+    @model_validator(mode="after")
+    def _has_networks(self) -> "AutoencodingRun":
+        if self.weights == "none" and names(self.regimes) == ["trained"]:
+            raise BadValue("weights 'none' and regimes 'trained' leave no network. Choose other weights or regimes.")
+        return self
 
 
 @dataclass
@@ -102,9 +122,6 @@ class _Bench:
         self.p, self.folder, self.device = p, folder, pick_device(p.device)
         self.dtype = PRECISIONS[p.dtype]
         self.precision = "bfloat16" if p.dtype == "bfloat16" else ""
-        for regime in names(p.regimes):
-            if regime not in REGIMES:
-                raise UnknownName(f"there is no regime {regime!r}. {suggest(regime, REGIMES)}")
         self.pictures = names(p.pictures)
         self.dataset = p.load() if p.weights == "dataset" or any(n.isdigit() for n in self.pictures) else None
         self.images = self._cast(load_pictures(self.pictures, self.dataset, p.image_size or None))
@@ -226,6 +243,8 @@ class _Bench:
         wanted = ladder(net) if self.p.layers == "auto" else names(self.p.layers)
         for layer in wanted:
             fast_front(net, layer)
+        if self.p.weights not in ("dataset", "none"):
+            self._trained(0)
         return wanted
 
     def _cast(self, values: Tensor) -> Tensor:

@@ -85,6 +85,11 @@ def check_images(images: Tensor, what: str = "images") -> None:
 
 def check_start(images: Tensor, what: str = "images") -> None:
     """Refuse what is no batch of finite real images. Raises ShapeMismatch, BadValue."""
+    if not isinstance(images, Tensor):
+        raise BadValue(
+            f"{what} must be a tensor (n, channels, height, width), and a {type(images).__name__} was given. Starts of "
+            "a shape are drawn by noise(n, (channels, height, width))."
+        )
     if images.ndim != 4 or not images.numel():
         raise ShapeMismatch(f"{what} must be (n, channels, height, width), and these are {tuple(images.shape)}.")
     if not images.is_floating_point():

@@ -13,13 +13,14 @@ from torch.nn import functional as F
 
 from reptrans.checkpoints import TrainingParameters
 from reptrans.data import Dataset
-from reptrans.errors import BadValue
+from reptrans.errors import BadData, BadValue
 from reptrans.inputs.image import Pixels, noise
 from reptrans.inputs.measures import correlation
 from reptrans.inputs.networks import FastFront, fast_front
 from reptrans.inputs.objective import Objective, class_logit, match, value_and_gradient, weighted
 from reptrans.inputs.optimise import Inversion, optimise_input
 from reptrans.inputs.prior import range_penalty, total_variation
+from reptrans.models import build
 from reptrans.notebook import names
 from reptrans.progress import progress
 from reptrans.training import pick_device
@@ -37,7 +38,7 @@ class ModelSimilarityRun(TrainingParameters):
     image_size: int = Field(16, ge=0)
     models: str = "resnet8,cnn3_w16"
     judge: str = "cnn3_w32"
-    seeds: int = Field(3, ge=1)
+    seeds: int = Field(3, ge=1, le=1000)
     steps: int = Field(100, ge=1)
     lr: float = Field(0.05, gt=0)
     variation: float = Field(20.0, ge=0)
@@ -75,10 +76,14 @@ def compare_models(p: ModelSimilarityRun, dataset: Dataset, folder: Path | None 
     with a minus for the other. Targets of matched outputs: "generated", the class images of the one network, and
     "natural", the first test image of each class. With a the target image, x the result and b the other network's own
     class image: relative_error, correlation_matched (x with a), correlation_own (b with a).
-    Networks trained on the way are kept in `folder`.
+    Networks trained on the way are kept in `folder`. Raises, before anything is trained, BadData for a class without a
+    test image, and what does not fit an untrained network.
     """
     made, gradients, matched, images, networks = [], [], [], {}, {}
     natural = first_of_each(dataset).to(pick_device(p.device), PRECISIONS[p.dtype])
+    for name in (*names(p.models), p.judge):
+        net = build(name, num_classes=dataset.num_classes, in_channels=dataset.channels, image_size=dataset.image_size)
+        fast_front(net.to(natural).eval(), mean=dataset.mean, std=dataset.std)(natural)
     for seed in progress(range(p.seeds), "seeds"):
         one, other, judge = networks[seed] = _networks(p, dataset, seed, folder)
         classes = torch.arange(dataset.num_classes)
@@ -101,8 +106,11 @@ def compare_models(p: ModelSimilarityRun, dataset: Dataset, folder: Path | None 
 
 
 def first_of_each(dataset: Dataset) -> Tensor:
-    """The first test image of every class, (k, c, h, w) in [0, 1], float64."""
+    """The first test image of every class, (k, c, h, w) in [0, 1], float64. Raises BadData where there is none."""
     labels = dataset.test.labels
+    if gone := sorted(set(range(dataset.num_classes)) - set(labels.tolist())):
+        missing = ", ".join(dataset.classes[k] for k in gone)
+        raise BadData(f"{dataset.name} has no test image of {missing}; one of each class is needed. Add some.")
     index = torch.stack([(labels == k).nonzero()[0, 0] for k in range(dataset.num_classes)])
     return dataset.test.batch(index).double() / 255
 

@@ -13,7 +13,9 @@ from torch.optim.swa_utils import update_bn
 from reptrans.errors import ShapeMismatch, UnknownName, suggest
 from reptrans.layers import cuttable_layers, front
 from reptrans.layers.trace import trace
+from reptrans.layers.values import answer
 from reptrans.training import evaluating
+from reptrans.training.batches import checked_network
 
 PRECISIONS = ("", "bfloat16")
 
@@ -35,7 +37,7 @@ class FastFront(nn.Module):
             images = (images - self.mean) / self.std
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.halved):
-            activations = self.part(images)
+            activations = answer(self.part(images))
         return activations.to(images.dtype)
 
 
@@ -59,7 +61,7 @@ def fast_front(
     """
     if precision not in PRECISIONS:
         raise UnknownName(f"there is no precision {precision!r}. {suggest(precision, map(repr, PRECISIONS))}")
-    with evaluating(net):
+    with evaluating(checked_network(net)):
         part = copy.deepcopy(front(net, layer) if layer else _whole(net)).eval().requires_grad_(False)
     if fold and isinstance(part, fx.GraphModule):
         _fold_batch_norm(part)

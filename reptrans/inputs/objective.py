@@ -6,11 +6,13 @@ Losses are summed over the batch wherever they are differentiated, so no image f
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reptrans.errors import BadValue, ShapeMismatch, UnknownName, suggest
+from reptrans.training.batches import answers_of, checked_network
 
 DISTANCES = ("l1", "l2", "cosine")
 
@@ -41,11 +43,14 @@ def class_logit(net: nn.Module, classes: int | Sequence[int] | Tensor, constant:
     Source: the `C - O_i(a)` of Badger's generated inputs (blog, 2021), there with C = 200. Deviation: its scripts take
     the absolute value, which turns back where O_k exceeds C.
     """
+    checked_network(net)
     wanted = torch.as_tensor(classes)
+    # Read once: a look at a GPU's values in every step would wait for all that is under way.
+    numbers = wanted.flatten().tolist() if isinstance(classes, Tensor) else np.ravel(classes).tolist()
 
     def losses(images: Tensor) -> Tensor:
-        outputs = net(images)
-        _check_classes(wanted, outputs)
+        outputs = answers_of(net, images)
+        _check_classes(wanted, numbers, outputs)
         return constant - outputs.gather(1, wanted.to(outputs.device).expand(len(outputs))[:, None])[:, 0]
 
     return Objective(losses, (net,))
@@ -69,13 +74,16 @@ def match(
     """
     if distance not in DISTANCES:
         raise UnknownName(f"there is no distance {distance!r} of activations. {suggest(distance, DISTANCES)}")
+    checked_network(front)
     if isinstance(target, Tensor):
         target = target.detach()
         _check_target(target)
+    else:
+        checked_network(target)
 
     def pair(images: Tensor) -> tuple[Tensor, Tensor]:
-        u = front(images)
-        v = target if isinstance(target, Tensor) else target(images)
+        u = answers_of(front, images)
+        v = target if isinstance(target, Tensor) else answers_of(target, images)
         if u.shape[1:] != v.shape[1:] or len(v) not in (1, len(u)):
             raise ShapeMismatch(
                 f"{len(u)} images give activations {tuple(u.shape)}, and the target is {tuple(v.shape)}. It must be "
@@ -164,11 +172,11 @@ def _check_target(target: Tensor) -> None:
         )
 
 
-def _check_classes(wanted: Tensor, outputs: Tensor) -> None:
+def _check_classes(wanted: Tensor, numbers: list[int], outputs: Tensor) -> None:
     if outputs.ndim != 2:
         raise ShapeMismatch(f"a class needs outputs (n, classes), and the network gives {tuple(outputs.shape)}.")
     if wanted.ndim > 1 or (wanted.ndim == 1 and len(wanted) != len(outputs)):
         raise ShapeMismatch(f"{len(outputs)} images and classes of shape {tuple(wanted.shape)}; give one for each.")
-    if wanted.is_floating_point() or (wanted < 0).any() or (wanted >= outputs.shape[1]).any():
-        given = ", ".join(map(str, wanted.unique().tolist()))
+    if wanted.is_floating_point() or not all(0 <= number < outputs.shape[1] for number in numbers):
+        given = ", ".join(map(str, sorted(set(numbers))))
         raise BadValue(f"class {given} was asked for, and the network has the classes 0 to {outputs.shape[1] - 1}.")

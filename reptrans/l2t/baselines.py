@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from reptrans.errors import BadValue
 from reptrans.l2t.matching import Looked, both
 from reptrans.l2t.pairs import Pair, resized
-from reptrans.matching import attention, l2, softened_kl
+from reptrans.matching import Table, attention, l2, softened_kl
 from reptrans.randomness import drawing
 from reptrans.training import evaluating
+from reptrans.training.batches import answers_of, checked_network
 
 
 @dataclass(frozen=True)
@@ -31,19 +32,22 @@ class Method:
     starts: bool = False
 
 
-METHODS = {
-    "scratch": Method(),
-    "fine_tuning": Method(starts=True),
-    "lwf": Method(answers=True),
-    "at": Method("one_to_one", attention=True),
-    "lwf_at": Method("one_to_one", attention=True, answers=True),
-    "fm_single": Method("single", matching=True),
-    "fm": Method("one_to_one", matching=True),
-    "fm_all": Method("all", matching=True),
-    "l2t_w_single": Method("single", matching=True, what=True),
-    "l2t_w": Method("one_to_one", matching=True, what=True),
-    "l2t_ww": Method("all", matching=True, what=True, where=True),
-}
+METHODS = Table(
+    "method of transfer",
+    {
+        "scratch": Method(),
+        "fine_tuning": Method(starts=True),
+        "lwf": Method(answers=True),
+        "at": Method("one_to_one", attention=True),
+        "lwf_at": Method("one_to_one", attention=True, answers=True),
+        "fm_single": Method("single", matching=True),
+        "fm": Method("one_to_one", matching=True),
+        "fm_all": Method("all", matching=True),
+        "l2t_w_single": Method("single", matching=True, what=True),
+        "l2t_w": Method("one_to_one", matching=True, what=True),
+        "l2t_ww": Method("all", matching=True, what=True, where=True),
+    },
+)
 
 
 class AttentionTransfer(nn.Module):
@@ -93,7 +97,7 @@ class Answers(nn.Module):
         super().__init__()
         layer, head = before_head(target, example)
         with evaluating(source), torch.no_grad():
-            classes = source(example).shape[1]
+            classes = answers_of(source, example).shape[1]
         with drawing(seed):
             self.head = nn.Linear(head.in_features, classes).to(head.weight.device, head.weight.dtype)
         self.weight, self.temperature, self.distance = weight, temperature, softened_kl(temperature)
@@ -128,6 +132,7 @@ def start_from(target: nn.Module, source: nn.Module, example: Tensor) -> list[st
 def before_head(net: nn.Module, example: Tensor) -> tuple[str, nn.Linear]:
     """(the layer whose output the last linear layer gets, that linear layer)."""
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+    checked_network(net)
 
     def keep(module: nn.Module, inputs: tuple, output: Tensor) -> None:
         calls.append((module, inputs[0], output))
@@ -135,7 +140,7 @@ def before_head(net: nn.Module, example: Tensor) -> tuple[str, nn.Linear]:
     hooks = [m.register_forward_hook(keep) for m in net.modules() if not list(m.children())]
     try:
         with evaluating(net), torch.no_grad():
-            net(example)
+            answers_of(net, example)
     finally:
         for hook in hooks:
             hook.remove()

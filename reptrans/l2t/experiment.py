@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import product
@@ -24,8 +25,9 @@ from reptrans.l2t.subsets import of_classes, smaller
 from reptrans.l2t.transfer import Meta, Transfer
 from reptrans.l2t.weights import ACTIVATIONS
 from reptrans.models import build, from_l2t
-from reptrans.notebook import DatasetParameters, names
+from reptrans.notebook import DatasetParameters, names, some_names
 from reptrans.progress import progress
+from reptrans.randomness import drawing
 from reptrans.training import Plan, evaluate, evaluating, fit, pick_device
 
 
@@ -48,7 +50,7 @@ class L2TRun(DatasetParameters):
     model: str = "cnn3_w8"
     target_layers: str = "relu1,relu2,relu3"
     methods: str = "all"
-    seeds: int = Field(3, ge=1)
+    seeds: int = Field(3, ge=1, le=1000)
     epochs: int = Field(80, ge=1)
     lr: float = Field(0.1, gt=0)
     batch_size: int = Field(25, ge=1)
@@ -58,7 +60,7 @@ class L2TRun(DatasetParameters):
     beta: float = Field(0.5, ge=0)
     attention_weight: float = Field(1.0, ge=0)
     answers_weight: float = Field(1.0, ge=0)
-    T: int = Field(2, ge=0)
+    T: int = Field(2, ge=0, le=1000)
     every: int = Field(1, ge=1)
     warmup: int = Field(8, ge=0)
     meta_lr: float = Field(3e-3, gt=0)
@@ -77,6 +79,12 @@ class L2TRun(DatasetParameters):
                 raise BadValue(f"{needed} is missing, with which the notebook compares the others")
         return text
 
+    @field_validator("source_layers", "target_layers")
+    @classmethod
+    def _are_some(cls, text: str) -> str:
+        some_names(text)
+        return text
+
     def plan(self, seed: int) -> Plan:
         return Plan(
             epochs=self.epochs, lr=self.lr, nesterov=False, weight_decay=self.weight_decay, schedule=self.schedule,
@@ -93,7 +101,10 @@ class L2TRun(DatasetParameters):
 
 
 def tasks(p: L2TRun) -> tuple[Dataset, Dataset]:
-    """(what the source learns, what the target learns)."""
+    """(what the source learns, what the target learns).
+
+    Raises, before anything is trained, what of the networks, layers and methods does not fit: see `rehearse`.
+    """
     if p.source_weights:
         dataset = p.load()
         return dataset, smaller(dataset, test=p.test_images)
@@ -105,7 +116,19 @@ def tasks(p: L2TRun) -> tuple[Dataset, Dataset]:
         )
     first = of_classes(whole, range(p.source_classes))
     other = of_classes(whole, range(p.source_classes, whole.num_classes))
-    return first, smaller(other, p.limit, p.test_images)
+    other = smaller(other, p.limit, p.test_images)
+    shape = {"num_classes": first.num_classes, "in_channels": first.channels, "image_size": first.image_size}
+    rehearse(p, build(p.source_model, **shape).to(**p.place).eval(), other)
+    return first, other
+
+
+def rehearse(p: L2TRun, source: nn.Module, dataset: Dataset) -> None:
+    """Try a step's losses by every method on a few images, so that what does not fit is said before any training."""
+    few = dataset.loader("train", min(8, len(dataset.train)), **p.place)
+    with drawing(0, double=False), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # pairs that are dead in an untrained source may not be in the trained one
+        for name in names(p.methods, METHODS):
+            transfer_of(p, METHODS[name], source, dataset, 0)[1].eval()(next(iter(few)))
 
 
 def source_network(p: L2TRun, dataset: Dataset) -> nn.Module:
@@ -187,6 +210,7 @@ def train_one(
 
 def train_all(p: L2TRun, source: nn.Module, dataset: Dataset, folder: Path) -> pd.DataFrame:
     """`train_one` for every method and seed: all rows, by epoch."""
+    rehearse(p, source, dataset)
     jobs = [(seed, name) for seed in range(p.seeds) for name in names(p.methods, METHODS)]
     tables = [train_one(p, name, source, dataset, seed, folder)[2] for seed, name in progress(jobs, "trainings")]
     return pd.concat(tables, ignore_index=True)

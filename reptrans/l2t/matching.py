@@ -12,6 +12,7 @@ from reptrans.l2t.pairs import Maps, Pair, Pairs, as_maps
 from reptrans.l2t.weights import Weights, dead
 from reptrans.layers import record
 from reptrans.training import evaluating
+from reptrans.training.batches import answers_of, checked_network
 
 LIKE = ("authors",)
 
@@ -94,7 +95,7 @@ def both(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Activations of the pairs' layers for a few images, (source's, target's), both networks in eval mode."""
     layers = [list(dict.fromkeys(side)) for side in zip(*pairs, strict=True)] or [[], []]
-    with evaluating(source, target), torch.no_grad():
+    with evaluating(checked_network(source), checked_network(target)), torch.no_grad():
         sources, targets = (
             look(net, names, example, True)[1] for net, names in zip((source, target), layers, strict=True)
         )
@@ -104,7 +105,7 @@ def both(
 def look(net: nn.Module, layers: Sequence[str], images: Tensor, copies: bool) -> tuple[Tensor, dict[str, Tensor]]:
     """(output, activations by layer) of `net` as it is, with their graph."""
     with record(net, layers, clone=copies, detach=False) as seen:
-        output = net(images)
+        output = answers_of(net, images)
     return output, {name: seen[name] for name in layers}
 
 

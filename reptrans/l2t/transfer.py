@@ -22,6 +22,7 @@ from reptrans.l2t.norm import CheaperNorms, batch_statistics
 from reptrans.l2t.pairs import Pair
 from reptrans.l2t.probe import ORDERS, MetaGradient, meta_gradient
 from reptrans.training import accuracy, classification_loss, evaluating
+from reptrans.training.batches import answers_of, checked_network
 from reptrans.training.evaluation import device_of, keeping_random_state
 from reptrans.training.rounding import round_to_single
 
@@ -83,6 +84,7 @@ class Transfer(nn.Module):
         classes: int | None = None,
     ):
         super().__init__()
+        checked_network(target)
         self._target, self._source = (target,), (source,)  # in tuples: networks stay modules of their own
         self.parts, self.meta, self.steps = nn.ModuleList(parts), meta, 0
         self._layers = {side: _union(parts, f"{side}_layers") for side in ("target", "source")}
@@ -121,7 +123,7 @@ class Transfer(nn.Module):
                 more, seen = part(looked)
                 terms, figures = terms | more, figures | seen
         due = self._adam is not None and self.meta.due(self.steps)
-        self._pending = (batch.index, self.matching.last) if due else None
+        self._pending = self.matching.last if due else None
         self.steps += self.training
         return terms, figures
 
@@ -130,7 +132,7 @@ class Transfer(nn.Module):
         pending, self._pending = self._pending, None
         if pending is None:
             return {}
-        _, (prepared, weights) = pending
+        prepared, weights = pending
         found = self.probe(batch, optimiser, prepared, list(weights.values()))
         self._refuse_divergence(found, list(weights), optimiser)
         self._adam.zero_grad()
@@ -205,7 +207,7 @@ class Transfer(nn.Module):
                 "parts holds more than one Matching. Put all pairs into one; Together joins several sources."
             )
         with evaluating(self._target[0]), torch.no_grad():
-            shape = tuple(self._target[0](example).shape)
+            shape = tuple(answers_of(self._target[0], example).shape)
         if classes is not None and shape[1:] != (classes,):
             raise ShapeMismatch(
                 f"the target's output is {shape}, but the data have {classes} classes. Build it with "

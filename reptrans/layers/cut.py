@@ -1,123 +1,229 @@
 """Cut a network at a layer: `front` runs only what leads to it, `end` only what follows.
 
-Both are ordinary modules that share the network's weights. Composed they do exactly the operations of the whole
-network, in the same order, so `end(front(images))` equals `net(images)` bit for bit.
+Both are ordinary modules that share the network's weights. Composed they do the operations of the whole network, in
+the same order, so `end(front(images))` equals `net(images)` bit for bit. A graph is for speed and hooks are for truth:
+before its first use a part is compared with the network itself on two examples, and where they differ, or the graph
+does not reach the layer, the network runs whole, with hooks.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
 
 from reptrans.errors import BadValue, CannotCut, suggest
-from reptrans.layers.record import record
-from reptrans.layers.trace import Traced, ancestors, check_layers, layer_names, trace
+from reptrans.layers.hooked import HookedEnd, HookedFront
+from reptrans.layers.network import first_examples, leaving_no_trace, located, run, unwrap
+from reptrans.layers.queries import answered
+from reptrans.layers.trace import Traced, layer_names, trace
+from reptrans.layers.values import chosen, tensors_in
+
+# By network: two examples of its input, and the graphs that were found to do what it does.
+_SEEN: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
+_SOUND: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
 def front(net: nn.Module, names: str | Iterable[str]) -> nn.Module:
-    """The part of `net` that leads from the images to one layer, or to several.
+    """The part of `net` that leads from its input to one layer, or to several.
 
-    One name gives a module images -> activations; several give images -> {name: activations}, all from one pass that
-    ends with the last of them. Values that a later in-place operation would overwrite are copied first.
+    One name gives a module input -> activations; several give input -> {name: activations}, all from one pass that
+    ends with the last of them. Values that a later in-place operation would overwrite are copied first. Of a layer that
+    returns several values it is the first tensor, or the one that the name chooses: `layer:1`. The input is a tensor,
+    or whatever the network takes: a tuple, or a mapping of keywords; these run the network whole, with hooks.
     The parts share weights and buffers with `net`, and are made for the mode (train or eval) that `net` is in now: make
-    them again after changing it, if the network's own code asks for `self.training`. A network that `torch.fx` cannot
-    trace runs whole, with hooks: the same values, later.
-    Raises LayerNotFound; CannotCut for a layer that the forward pass never reaches.
+    them again after changing it, if the network's own code asks for `self.training`.
+    Raises LayerNotFound; BadValue for what is no network or has no such part; CannotCut for a layer that the forward
+    pass never reaches.
     """
     single, names = isinstance(names, str), [names] if isinstance(names, str) else list(names)
-    check_layers(net, names)
+    net, places = located(net, names)
+    hooked = HookedFront(net, names, single)
     traced = _traced(net)
-    if traced is None:
-        return _HookedFront(net, names, single)
-    outputs = {name: _node(traced, name) for name in names}
-    needed = ancestors(list(outputs.values()))
-    graph, copies = fx.Graph(), {}
-    results = {}
-    for node in traced.graph.nodes:
-        if node not in needed and node is not traced.images:
-            continue
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-        for name in (n for n, output in outputs.items() if output is node):
-            keep = traced.is_overwritten(node, needed)
-            results[name] = graph.call_method("clone", (copies[node],)) if keep else copies[node]
-    graph.output(results[names[0]] if single else {name: results[name] for name in names})
-    return _module(net, graph, f"Front of {type(net).__name__}")
+    cuts = {name: traced and _place(traced, *places[name]) for name in names}
+    if traced is None or not all(cuts.values()):
+        return hooked
+    return _checked_front(_front_graph(traced, cuts, single), net, hooked)
 
 
-def end(net: nn.Module, name: str, *, keep_skip: bool = False, example: Tensor | None = None) -> nn.Module:
+def end(net: nn.Module, name: str, *, keep_skip: bool = False, example: object = None) -> nn.Module:
     """The part of `net` that leads from the output of layer `name` to the network's output.
 
     A module activations -> output that never writes to its input. A layer that does not separate input from output
-    (inside a residual branch, say) is refused; with `keep_skip=True` the module takes (activations, images) instead and
-    computes what bypasses the layer from the images with the network's own weights, as the stitching code of
+    (inside a residual branch, say) is refused; with `keep_skip=True` the module takes (activations, input) instead and
+    computes what bypasses the layer from the input with the network's own weights, as the stitching code of
     Csiszárik et al. (2021) does everywhere.
-    `example` (images, at least one) is needed only for a network that `torch.fx` cannot trace.
-    Weights, mode and errors as for `front`.
+    `example` (two examples of the input are enough) is needed for a layer that a graph does not reach, unless a front
+    of the same network has run before. Weights, mode and errors as for `front`.
     """
-    check_layers(net, [name])
+    net, places = located(net, [name])
+    if example is not None:
+        _SEEN[net] = first_examples(example, 2)
+    if not isinstance(_SEEN.get(net, torch.empty(0)), Tensor):  # a graph knows networks of one input
+        return HookedEnd(net, name, keep_skip, _SEEN[net])
     traced = _traced(net)
-    if traced is None:
-        return _HookedEnd(net, name, keep_skip, example)
-    cut = _node(traced, name)
-    needed = ancestors([traced.output], stop=cut)
-    if traced.images in needed and not keep_skip:
+    cut = traced and _place(traced, *places[name])
+    graph = cut and _end_graph(traced, name, cut, keep_skip)
+    if graph is None:
+        return HookedEnd(net, name, keep_skip, _SEEN.get(net))
+    return _checked_end(graph, net, name, keep_skip)
+
+
+def cuttable_layers(net: nn.Module, example: object = None) -> list[str]:
+    """The layers, in the order of the forward pass, that separate the network's input from its output.
+
+    The last one, whose output is the network's own, is left out. Layers that the graph does not reach, inside parts
+    that cannot be traced, are tried out on `example` where it is given. Raises CannotCut for a network that `torch.fx`
+    cannot trace at all, where this cannot be known without one.
+    """
+    net = unwrap(net)
+    traced = _traced(net)
+    if traced is None and example is None:
         raise CannotCut(
-            f"Layer {name!r} of {type(net).__name__} does not separate its input from its output: part of the network "
-            f"bypasses it. {suggest(name, _separating(traced), 'Layers where it can be cut')}. To keep the bypass "
-            "from the images, ask for keep_skip=True."
+            f"{type(net).__name__} cannot be traced, so its separating layers are not known; name a layer, or give "
+            "example=images."
         )
+    found = separating(traced) if traced else []
+    if example is None:
+        return found
+    hidden = [name for name in layer_names(net) if traced is None or name not in traced.returned]
+    return _in_order(net, [*found, *(name for name in hidden if _separates(net, name, example))], example)
+
+
+def separating(traced: Traced) -> list[str]:
+    """The layers whose value carries all that the network's output depends on."""
+    output = traced.output.all_input_nodes
+    found = []
+    for name, returned in traced.returned.items():
+        node = next(iter(returned.parts.values()))
+        since = traced.position[returned.last]
+        if not name or [node] == output or traced.images not in traced.needed([node], data=True):
+            continue
+        if traced.images not in traced.needed([traced.output], _value_node(traced, node, ""), since, data=True):
+            found.append(name)
+    return sorted(found, key=lambda name: traced.position[traced.nodes[name]])
+
+
+class _Place:
+    """Where a graph has a layer's value: its node, the part of it at run time, and when the layer had returned."""
+
+    def __init__(self, node: fx.Node, part: str, since: int):
+        self.node, self.part, self.since = node, part, since
+
+
+def _place(traced: Traced, layer: str, part: str) -> _Place | None:
+    """None where the graph does not reach the layer, but hooks may. Raises BadValue, CannotCut."""
+    returned = traced.returned.get(layer)
+    if returned is None:
+        if _inside_something(traced, layer):
+            return None
+        known = [n for n in layer_names(traced.net) if n in traced.returned]
+        raise CannotCut(
+            f"{type(traced.net).__name__} cannot be cut at {layer!r}: the forward pass never calls it. "
+            f"{suggest(layer, known, 'Possible')}"
+        )
+    since = traced.position[returned.last]
+    if part in returned.parts:
+        return _Place(returned.parts[part], "", since)
+    if "" in returned.parts:  # one node for whatever the layer returns when it runs
+        return _Place(returned.parts[""], part, since)
+    if part:
+        raise BadValue(f"layer {layer!r} has no part {part!r}. {suggest(part, returned.parts, 'Its parts')}")
+    return _Place(next(iter(returned.parts.values())), "", since)
+
+
+def _inside_something(traced: Traced, layer: str) -> bool:
+    """Whether the layer lies inside one that stands as one node in the graph, or calls what the graph does not show."""
+    outer = {layer.rsplit(".", depth)[0] for depth in range(1, layer.count(".") + 1)}
+    leaves = {node.target for node in traced.graph.nodes if node.op == "call_module"}
+    return bool(outer & leaves)
+
+
+def _front_graph(traced: Traced, cuts: dict[str, _Place], single: bool) -> fx.GraphModule:
+    writes = [traced.last_write(cut.node, cut.since + 1) for cut in cuts.values()]
+    needed = traced.needed([*(cut.node for cut in cuts.values()), *(w for w in writes if w is not None)])
+    graph, copies, results, waiting = fx.Graph(), {}, {}, dict(cuts)
+    for node in traced.graph.nodes:
+        if node is traced.images:
+            copies[node] = graph.node_copy(node)
+            if any(traced.memory[w] is traced.memory[node] for w in needed if traced.writes_to(w) is not None):
+                copies[node] = graph.call_method("clone", (copies[node],))
+        elif node in needed:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+        for name in [n for n, cut in waiting.items() if cut.node in copies and _is_done(traced, cut, node)]:
+            results[name] = _result(traced, graph, copies, waiting.pop(name), needed, f"layer {name!r}")
+    names = list(cuts)
+    graph.output(results[names[0]] if single else {name: results[name] for name in names})
+    return _module(traced.net, graph, f"Front of {type(traced.net).__name__}")
+
+
+def _is_done(traced: Traced, cut: _Place, node: fx.Node) -> bool:
+    write = traced.last_write(cut.node, cut.since + 1)
+    return traced.position[node] >= traced.position[cut.node if write is None else write]
+
+
+def _result(traced: Traced, graph: fx.Graph, copies: dict, cut: _Place, needed: set[fx.Node], who: str) -> fx.Node:
+    value = copies[cut.node]
+    if cut.part or _may_be_several(traced, cut.node):
+        value = graph.call_function(chosen, (value, cut.part, who))
+    return graph.call_method("clone", (value,)) if traced.is_overwritten(cut.node, needed, cut.since) else value
+
+
+def _may_be_several(traced: Traced, node: fx.Node) -> bool:
+    """Whether the node may stand for a tuple or a dict: an opaque module, a recurrent or an attention layer."""
+    if node.op != "call_module":
+        return False
+    kinds = (nn.modules.rnn.RNNBase, nn.modules.rnn.RNNCellBase, nn.MultiheadAttention)
+    return node.target in traced.opaque or isinstance(traced.net.get_submodule(node.target), kinds)
+
+
+def _value_node(traced: Traced, node: fx.Node, part: str) -> fx.Node | None:
+    """The node of the tensor that is cut at: `node`, or the reader that picks it out of several; None if unclear."""
+    picks = [user for user in node.users if _picked(user) is not None]
+    if not picks or not _may_be_several(traced, node):
+        return None if part else node
+    wanted = part or _picked(min(picks, key=traced.position.__getitem__))
+    first = part or wanted in ("0", "logits", "last_hidden_state")
+    right = [user for user in picks if _picked(user) == wanted and first]
+    return right[0] if len(right) == 1 else None
+
+
+def _picked(user: fx.Node) -> str | None:
+    """The key by which a reader picks one of several values, or None."""
+    key = (
+        user.args[1] if len(user.args) > 1 and getattr(user.target, "__name__", "") in ("getitem", "getattr") else None
+    )
+    return str(key) if isinstance(key, (int, str)) else None
+
+
+def _end_graph(traced: Traced, name: str, cut: _Place, keep_skip: bool) -> fx.GraphModule | None:
+    """None where only hooks can tell. Raises CannotCut for a layer that is bypassed."""
+    value = _value_node(traced, cut.node, cut.part)
+    if value is None:
+        return None
+    needed = traced.needed([traced.output], value, cut.since)
+    if traced.images in traced.needed([traced.output], value, cut.since, data=True) and not keep_skip:
+        raise CannotCut(
+            f"Layer {name!r} of {type(traced.net).__name__} does not separate its input from its output: part of the "
+            f"network bypasses it. {suggest(name, separating(traced), 'Layers where it can be cut')}. To keep the "
+            "bypass from the images, ask for keep_skip=True."
+        )
+    overwritten = traced.is_overwritten(value, needed, cut.since)
+    if keep_skip and overwritten:
+        return None  # what bypasses the layer may share the memory that is written to
     graph, copies = fx.Graph(), {}
-    copies[cut] = activations = graph.placeholder("activations")
+    copies[value] = activations = graph.placeholder("activations")
     if keep_skip:
-        copies[traced.images] = graph.placeholder("images")
-    if traced.is_overwritten(cut, needed):
-        copies[cut] = graph.call_method("clone", (activations,))
+        copies[traced.images] = graph.call_method("clone", (graph.placeholder("images"),))
+    else:
+        needed = answered(traced, graph, copies, activations, value, cut.since, _SEEN.get(traced.net))
+    if overwritten:
+        copies[value] = graph.call_method("clone", (activations,))
     for node in traced.graph.nodes:
         if node in needed and node not in copies:
             copies[node] = graph.node_copy(node, copies.__getitem__)
-    return _module(net, graph, f"End of {type(net).__name__}")
-
-
-def cuttable_layers(net: nn.Module) -> list[str]:
-    """The layers, in the order of the forward pass, that separate the network's input from its output.
-
-    The last one, whose output is the network's own, is left out. Raises CannotCut for a network that `torch.fx` cannot
-    trace, where this cannot be known beforehand.
-    """
-    traced = _traced(net)
-    if traced is None:
-        raise CannotCut(f"{type(net).__name__} cannot be traced, so its separating layers are not known; name a layer.")
-    return _separating(traced)
-
-
-def _separating(traced: Traced) -> list[str]:
-    (output,) = traced.output.all_input_nodes if len(traced.output.all_input_nodes) == 1 else (None,)
-    order = {node: index for index, node in enumerate(traced.graph.nodes)}
-    names = [
-        name
-        for name, node in traced.nodes.items()
-        if name and node is not output and traced.images not in ancestors([traced.output], stop=node)
-        and traced.images in ancestors([node])
-    ]  # fmt: skip
-    return sorted(names, key=lambda name: order[traced.nodes[name]])
-
-
-def _traced(net: nn.Module) -> Traced | None:
-    try:
-        return trace(net)
-    except Exception:  # foreign code: whatever it raises, hooks do the same work without the graph
-        return None
-
-
-def _node(traced: Traced, name: str) -> fx.Node:
-    if name in traced.nodes:
-        return traced.nodes[name]
-    inside = next((outer for outer in traced.opaque if name.startswith(outer + ".")), None)
-    why = f"it lies inside {inside!r}, which cannot be traced ({traced.opaque[inside]})" if inside else (
-        "the forward pass never calls it, it returns no tensor, or it lies inside a module of torch.nn"
-    )  # fmt: skip
-    known = [n for n in layer_names(traced.net) if n in traced.nodes]
-    raise CannotCut(f"{type(traced.net).__name__} cannot be cut at {name!r}: {why}. {suggest(name, known, 'Possible')}")
+    return _module(traced.net, graph, f"End of {type(traced.net).__name__}")
 
 
 def _module(net: nn.Module, graph: fx.Graph, title: str) -> fx.GraphModule:
@@ -126,51 +232,104 @@ def _module(net: nn.Module, graph: fx.Graph, title: str) -> fx.GraphModule:
     return module
 
 
-class _HookedFront(nn.Module):
-    """`front` for a network that cannot be traced: the whole network runs, and the layers are recorded."""
+def _checked_front(graph: fx.GraphModule, net: nn.Module, hooked: HookedFront) -> fx.GraphModule:
+    """`graph`, which at its first call is compared with the network, and gives way to hooks where they differ."""
+    way = []
 
-    def __init__(self, net: nn.Module, names: list[str], single: bool):
-        super().__init__()
-        self.net, self.names, self.single = net, names, single
+    def forward(inputs):
+        if _is_plain(inputs) and not way:
+            _SEEN[net] = example = first_examples(inputs, 2)
+            sound = _is_sound(graph, net, lambda: _run(graph, example), lambda: hooked(example))
+            way.append(partial(_run, graph) if sound else hooked)
+        elif isinstance(inputs, (Mapping, tuple, list)):
+            _SEEN[net] = first_examples(inputs, 2)
+            return hooked(inputs)
+        return way[0](inputs) if way else _run(graph, inputs)
 
-    def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
-        with record(self.net, self.names, clone=True, detach=False) as activations:
-            self.net(images)
-        return activations[self.names[0]] if self.single else {name: activations[name] for name in self.names}
+    graph.forward = forward  # of this object alone: a copy, whose weights may become others, is not compared
+    return graph
 
 
-class _HookedEnd(nn.Module):
-    """`end` for a network that cannot be traced: the whole network runs, and the layer's output is replaced."""
+def _checked_end(graph: fx.GraphModule, net: nn.Module, name: str, keep_skip: bool) -> fx.GraphModule:
+    """Likewise, as soon as two examples of the network's input are known."""
+    way, hooked_front = [], HookedFront(net, [name], single=True)
 
-    def __init__(self, net: nn.Module, name: str, keep_skip: bool, example: Tensor | None):
-        super().__init__()
-        self.net, self.name, self.keep_skip = net, name, keep_skip
-        if keep_skip:
-            return
-        if example is None:
-            raise BadValue(
-                f"{type(net).__name__} cannot be traced, so its end at {name!r} runs the whole network with the "
-                "layer's output replaced; give example=images (one or more) for it to run on."
-            )
-        self.register_buffer("example", example[:1].clone(), persistent=False)
-        self._refuse_bypass()
+    def forward(activations, *inputs):
+        example = _SEEN.get(net)
+        if inputs and isinstance(inputs[0], (Mapping, tuple, list)):
+            return HookedEnd(net, name, keep_skip)(activations, *inputs)
+        if _is_plain(activations) and _is_plain(example) and not way:
+            more = (example,) if keep_skip else ()
+            sound = _is_sound(graph, net, lambda: _run(graph, hooked_front(example), *more), lambda: run(net, example))
+            way.append(partial(_run, graph) if sound else HookedEnd(net, name, keep_skip, example))
+        return way[0](activations, *inputs) if way else _run(graph, activations, *inputs)
 
-    def forward(self, activations: Tensor, images: Tensor | None = None) -> Tensor:
-        if images is None:
-            images = self.example.expand(len(activations), *self.example.shape[1:])
-        hook = self.net.get_submodule(self.name).register_forward_hook(lambda *_: activations.clone())
-        try:
-            return self.net(images)
-        finally:
+    graph.forward = forward
+    return graph
+
+
+def _run(graph: fx.GraphModule, *inputs: Tensor) -> object:
+    return type(graph).forward(graph, *inputs)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether its numbers can be looked at: not those of tracers' stand-ins, of fake tensors, or inside vmap."""
+    return type(value) in (Tensor, nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(value)
+
+
+def _is_sound(graph: fx.GraphModule, net: nn.Module, *ways: Callable[[], object]) -> bool:
+    """Whether two ways to a value, one of them through `graph`, give the same; looked at once for each graph."""
+    known = _SOUND.setdefault(net, set())
+    key = f"{net.training} {graph.code}"
+    if key not in known:
+        results = []
+        for way in ways:
+            with leaving_no_trace(net):
+                results.append(way())
+        if not same(*results):
+            return False
+        known.add(key)
+    return True
+
+
+def same(first: object, second: object) -> bool:
+    """Whether two values hold the same tensors, to the bit; NaN equals NaN."""
+    a, b = (list(tensors_in(value)) for value in (first, second))
+    return [n for n, _ in a] == [n for n, _ in b] and all(
+        x.shape == y.shape and bool(((x == y) | ((x != x) & (y != y))).all())
+        for (_, x), (_, y) in zip(a, b, strict=True)
+    )
+
+
+def _separates(net: nn.Module, name: str, example: object) -> bool:
+    try:
+        HookedEnd(net, name, False, first_examples(example, 2))
+    except (CannotCut, BadValue):
+        return False
+    return True
+
+
+def _in_order(net: nn.Module, names: list[str], example: object) -> list[str]:
+    order: dict[str, int] = {}
+
+    def noting(name: str):
+        def hook(*_):
+            order.setdefault(name, len(order))
+
+        return hook
+
+    hooks = [net.get_submodule(name).register_forward_hook(noting(name)) for name in names]
+    try:
+        with leaving_no_trace(net):
+            run(net, first_examples(example, 2))
+    finally:
+        for hook in hooks:
             hook.remove()
+    return sorted((name for name in names if name in order), key=order.__getitem__)
 
-    @torch.no_grad()
-    def _refuse_bypass(self) -> None:
-        """Two different images with the same activations must give the same output."""
-        activations = _HookedFront(self.net, [self.name], single=True)(self.example)
-        other = self.example.flip(-1) * 0.5 + 1.0
-        if not torch.equal(self(activations), self(activations, other)):
-            raise CannotCut(
-                f"Layer {self.name!r} of {type(self.net).__name__} does not separate its input from its output: part "
-                "of the network bypasses it. To keep the bypass from the images, ask for keep_skip=True."
-            )
+
+def _traced(net: nn.Module) -> Traced | None:
+    try:
+        return trace(net)
+    except Exception:  # foreign code: whatever it raises, hooks do the same work without the graph
+        return None

@@ -5,15 +5,17 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from reptrans.errors import BadValue, InPlaceChange
-from reptrans.layers.trace import check_layers
+from reptrans.errors import InPlaceChange
+from reptrans.layers.network import located, never_called
+from reptrans.layers.values import chosen
 
 
 class Activations(dict):
-    """A dict from layer name to tensor that refuses to hand out a value which was overwritten since."""
+    """A dict from layer name to tensor that refuses to hand out a value which was overwritten since, or never came."""
 
-    def __init__(self) -> None:
+    def __init__(self, net: nn.Module, places: dict[str, tuple[str, str]]) -> None:
         super().__init__()
+        self._net, self._places, self._ran = net, places, False
         self._versions: dict[str, int] = {}
 
     def _store(self, name: str, value: Tensor) -> None:
@@ -30,8 +32,16 @@ class Activations(dict):
                 "copy, or front(net, name), which stops at the layer."
             )
 
+    def _check_all(self) -> None:
+        for name in self._places:
+            if name in self or self._ran:
+                self[name]
+
     def __getitem__(self, name: str) -> Tensor:
-        self._check(name)
+        if name in self:
+            self._check(name)
+        elif name in self._places and self._ran:
+            raise never_called(self._net, name)
         return super().__getitem__(name)
 
 
@@ -45,28 +55,43 @@ def record(
     later operation works in place, and under `torch.inference_mode`, where overwriting cannot be detected);
     `detach=False` keeps the tensors in the autograd graph, for use in a loss.
     Gives a dict from name to tensor; a module called more than once in a pass stands for its last call.
+    Of a layer that returns several values the first tensor is stored, or the one that the name chooses, `layer:1`. A
+    compiled network runs as it is without compiling, whose code knows no hooks.
     On leaving the block, also by an error, the hooks are gone; mode, parameters and random state are never touched.
-    Raises LayerNotFound; BadValue where a layer returns something else than a tensor; InPlaceChange when the block
-    ends or a value is read, if an in-place operation has overwritten a stored tensor.
+    Raises LayerNotFound; BadValue where a layer returns no tensor, or where the network ran and never called it;
+    InPlaceChange when the block ends or a value is read, if an in-place operation has overwritten a stored tensor.
     """
-    names = [names] if isinstance(names, str) else list(names)
-    check_layers(net, names)
-    activations = Activations()
+    inner, places = located(net, [names] if isinstance(names, str) else list(names))
+    activations = Activations(inner, places)
 
-    def store_as(name: str):
+    def store_as(name: str, part: str):
         def hook(module, inputs, output):
-            if not isinstance(output, Tensor):
-                raise BadValue(f"Layer {name!r} returns {type(output).__name__}, not a tensor; name a layer inside it.")
-            value = output.detach() if detach else output
+            value = chosen(output, part, f"layer {name!r}")
+            value = value.detach() if detach else value
             activations._store(name, value.clone() if clone or value.is_inference() else value)
 
         return hook
 
-    hooks = [net.get_submodule(name).register_forward_hook(store_as(name)) for name in names]
+    hooks = [inner.get_submodule(layer).register_forward_hook(store_as(name, part))
+             for name, (layer, part) in places.items()]  # fmt: skip
+    hooks.append(inner.register_forward_hook(lambda *_: setattr(activations, "_ran", True)))
     try:
-        yield activations
+        with _uncompiled(net):
+            yield activations
     finally:
         for hook in hooks:
             hook.remove()
-    for name in activations:
-        activations._check(name)
+    activations._check_all()
+
+
+@contextmanager
+def _uncompiled(net: nn.Module) -> Iterator[None]:
+    compiled = [module for module in net.modules() if type(module).__name__ == "OptimizedModule"]
+    usual = [module.forward for module in compiled]
+    for module in compiled:
+        module.forward = module._orig_mod.__call__
+    try:
+        yield
+    finally:
+        for module, forward in zip(compiled, usual, strict=True):
+            module.forward = forward

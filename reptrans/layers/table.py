@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from reptrans.layers.cut import _separating, _traced
+from reptrans.layers.cut import _traced, separating
 
 
 @torch.no_grad()
@@ -19,13 +19,13 @@ def layer_table(net: nn.Module, images: Tensor) -> pd.DataFrame:
     modes = {module: module.training for module in net.modules()}
     net.eval()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
             shapes, flops = _shapes_and_flops(net, images)
         traced = _traced(net)
     finally:
         for module, mode in modes.items():
             module.training = mode
-    cuts = set(_separating(traced)) if traced else set()
+    cuts = set(separating(traced)) if traced else set()
     total = max(flops.get("", 0), 1)
     rows = [
         {

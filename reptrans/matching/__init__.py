@@ -7,6 +7,7 @@ from reptrans.matching.connectors import Learned, Seen, affine, conv1x1, conv1x1
 from reptrans.matching.distances import half_l2, l1, l2, mean_squares, norm_l2, soft_cross_entropy, softened_kl
 from reptrans.matching.match import CrossEntropy, Match, label, resized, term_names
 from reptrans.matching.positions import Positions, positions
+from reptrans.matching.table import Table
 from reptrans.matching.taps import check_taps, tapped
 from reptrans.matching.teacher import Teacher
 from reptrans.matching.transforms import attention, identity, unit, unit_channels
@@ -17,6 +18,7 @@ __all__ = [
     "Match",
     "Positions",
     "Seen",
+    "Table",
     "Teacher",
     "affine",
     "attention",

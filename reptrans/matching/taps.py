@@ -6,17 +6,24 @@
 "grad:loss"              the gradient, by the image, of the image's own cross-entropy with its label
 "grad:logit"             the gradient, by the image, of the logit of its label
 "grad:attention@layer2"  the gradient, by the image, of the largest entry of the layer's pooled attention map
-A layer that a pass calls several times stands for its last call.
+Gradients are those of each image by itself, in a pass of their own where batch norm would mix the images: there it
+uses its running statistics. What a layer or the network returns may be a tuple or dict, see `layers.values`. A layer
+that a pass calls several times stands for its last call.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from reptrans.errors import BadValue, suggest
 from reptrans.layers.trace import check_layers
+from reptrans.layers.values import chosen
+from reptrans.training.batches import answers_of, checked_network
+from reptrans.training.evaluation import check_labels
 
 _GRADIENTS = ("loss", "logit", "attention")
 
@@ -34,13 +41,18 @@ def tapped(
     taps = list(dict.fromkeys(taps))
     check_taps(net, taps)
     gradients = [tap for tap in taps if tap.startswith("grad:")]
-    wanted = {tap for tap in taps if tap not in gradients} | {_place(g) for g in gradients}
+    direct, places = {tap for tap in taps if tap not in gradients}, {_place(g) for g in gradients}
     with torch.set_grad_enabled(bool(gradients) or (keep_graph and torch.is_grad_enabled())):
         if gradients:
             images = images.detach().clone().requires_grad_()
-        values = _forward(net, images, wanted)
+        norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.training and m.running_mean is not None]
+        apart = bool(gradients and norms)
+        # First, before the other pass moves the running statistics.
+        with _by_running_statistics(norms if apart else []):
+            of = _forward(net, images, places) if apart else {}
+        values = _forward(net, images, direct if apart else direct | places) if direct or not apart else {}
         for tap in gradients:
-            scalar = _scalar(tap, values[_place(tap)], labels).sum()
+            scalar = _scalar(tap, (of or values)[_place(tap)], labels).sum()
             # The sum over images: each image's own gradient, for no image's scalar depends on another image.
             (values[tap],) = torch.autograd.grad(scalar, images, create_graph=keep_graph, retain_graph=True)
     return {tap: values[tap] if keep_graph else values[tap].detach() for tap in taps}
@@ -48,6 +60,7 @@ def tapped(
 
 def check_taps(net: nn.Module, taps: Iterable[str]) -> None:
     """Raise LayerNotFound or BadValue for the first tap that `net` cannot have."""
+    checked_network(net)
     for tap in taps:
         if tap.startswith("grad:"):
             kind, _, layer = tap.removeprefix("grad:").partition("@")
@@ -65,13 +78,26 @@ def _place(tap: str) -> str:
     return tap.partition("@")[2] or "out"
 
 
+@contextmanager
+def _by_running_statistics(norms: list[nn.Module]) -> Iterator[None]:
+    held = [dict(norm._buffers) for norm in norms]
+    try:
+        for norm in norms:
+            # Copies: a gradient is taken back through them after another pass has moved the statistics in place.
+            norm.running_mean, norm.running_var = norm.running_mean.clone(), norm.running_var.clone()
+            norm.training = False
+        yield
+    finally:
+        for norm, buffers in zip(norms, held, strict=True):
+            norm._buffers.update(buffers)
+            norm.training = True
+
+
 def _forward(net: nn.Module, images: Tensor, wanted: set[str]) -> dict[str, Tensor]:
     values, handles = {}, []
 
     def keep(tap: str, value: object) -> None:
-        if not isinstance(value, Tensor):
-            raise BadValue(f"there is no tensor at {tap!r} but {type(value).__name__}; name a layer inside it.")
-        values[tap] = value.clone()
+        values[tap] = chosen(value, who=f"what stands at {tap!r}").clone()
 
     try:
         for tap in sorted(wanted - {"out"}):
@@ -81,7 +107,7 @@ def _forward(net: nn.Module, images: Tensor, wanted: set[str]) -> dict[str, Tens
             else:
                 hook = module.register_forward_hook(lambda m, inputs, output, tap=tap: keep(tap, output))
             handles.append(hook)
-        values["out"] = net(images)
+        values["out"] = answers_of(net, images)
     finally:
         for handle in handles:
             handle.remove()
@@ -96,6 +122,7 @@ def _scalar(tap: str, value: Tensor, labels: Tensor | None) -> Tensor:
         return _top_attention(value)
     if labels is None:
         raise BadValue(f"the tap {tap!r} needs the images' labels, but there are none.")
+    check_labels(labels, value.shape[1])
     if tap == "grad:loss":
         return F.cross_entropy(value, labels, reduction="none")
     return value.gather(1, labels[:, None]).squeeze(1)

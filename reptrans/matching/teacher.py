@@ -11,6 +11,8 @@ from reptrans.data import Batch, Loader
 from reptrans.errors import BadValue
 from reptrans.matching.taps import check_taps, tapped
 from reptrans.training import evaluating
+from reptrans.training.batches import checked_network
+from reptrans.training.evaluation import device_of
 
 MODES = ("eval", "batch")
 BUDGET = 2**30
@@ -19,18 +21,19 @@ BUDGET = 2**30
 class Teacher:
     """Values of one frozen network on the batches of one loader.
 
-    Without augmentation every image's values are computed once and kept on the device, for all taps together as long as
-    they take less than `budget` bytes; several students can then share the passes by sharing the Teacher. Otherwise,
-    and in mode "batch", each batch is a pass. The network's parameters, buffers and mode stay as they are.
+    Without augmentation every image's values are computed once and kept on the device, of the smallest of all taps that
+    were asked for, as many as take at most `budget` bytes together; several students can then share the passes by
+    sharing the Teacher. Otherwise, and in mode "batch", each batch is a pass. The network's parameters, buffers and
+    mode stay as they are.
     Modes: "eval"; "batch", in which batch norm uses the statistics of the batch, and keeps none of them.
     Gradient taps ("grad:...") differ from image to image, so they are kept like all others.
     """
 
     def __init__(self, net: nn.Module, loader: Loader, budget: int = BUDGET):
-        self.net, self.loader, self.budget = net, loader, budget
+        self.net, self.loader, self.budget = checked_network(net), loader, budget
         self.keeps = loader.augment == "none"
         self._kept: dict[str, Tensor] = {}
-        self._too_large: set[str] = set()
+        self._sizes: dict[str, int] = {}
 
     def values(self, batch: Batch, taps: Iterable[str], mode: str = "eval") -> dict[str, Tensor]:
         """{tap: detached value} for one batch of the loader."""
@@ -48,28 +51,38 @@ class Teacher:
 
     def _prepared(self, batch: Batch, taps: list[str]) -> bool:
         """Whether the values at all `taps` are kept, after computing those that fit."""
-        missing = [tap for tap in taps if tap not in self._kept]
-        if self._too_large.issuperset(missing) and missing:
+        self._measure(batch, [tap for tap in taps if tap not in self._sizes])
+        fit = self._fitting()
+        self._kept = {tap: value for tap, value in self._kept.items() if tap in fit}
+        if not fit.issuperset(taps):
             return False
-        if missing and not self._fits(batch, missing):
-            self._too_large.update(missing)
-        elif missing:
+        if missing := [tap for tap in taps if tap not in self._kept]:
             parts = list(self.over_all(missing))
-            for tap in missing:
-                self._kept[tap] = torch.cat([part[tap] for part in parts])
-        return all(tap in self._kept for tap in taps)
+            self._kept |= {tap: torch.cat([part[tap] for part in parts]) for tap in missing}
+        return True
 
-    def _fits(self, batch: Batch, taps: list[str]) -> bool:
-        one = Batch(batch.images[:1], batch.labels[:1], batch.index[:1])
-        found = self._run(one, taps, "eval")
-        new = sum(value.numel() * value.element_size() for value in found.values()) * len(self.loader.split)
-        held = sum(value.numel() * value.element_size() for value in self._kept.values())
-        return new + held <= self.budget
+    def _measure(self, batch: Batch, taps: list[str]) -> None:
+        """Take note of the bytes that all images' values at `taps` need."""
+        if taps:
+            found = self._run(Batch(batch.images[:1], batch.labels[:1], batch.index[:1]), taps, "eval")
+            each = {tap: value.numel() * value.element_size() for tap, value in found.items()}
+            self._sizes |= {tap: size * len(self.loader.split) for tap, size in each.items()}
+
+    def _fitting(self) -> set[str]:
+        """The taps that are kept: the smallest first, so that it does not matter which was asked for first."""
+        found, left = set(), self.budget
+        for tap in sorted(self._sizes, key=lambda tap: (self._sizes[tap], tap)):
+            left -= self._sizes[tap]
+            found |= {tap} if left >= 0 else set()
+        return found
 
     def _run(self, batch: Batch, taps: list[str], mode: str) -> dict[str, Tensor]:
         check_taps(self.net, taps)
+        # On the network's own device, which need not be that of the batch.
+        images, labels = batch.images.to(device_of(self.net)), batch.labels.to(device_of(self.net))
         with evaluating(self.net), _batch_statistics(self.net if mode == "batch" else None):
-            return tapped(self.net, batch.images, batch.labels, taps, keep_graph=False)
+            found = tapped(self.net, images, labels, taps, keep_graph=False)
+        return {tap: value.to(batch.images.device) for tap, value in found.items()}
 
 
 @contextmanager

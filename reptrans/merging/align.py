@@ -8,6 +8,7 @@ from reptrans.errors import ShapeMismatch, UnknownName, suggest
 from reptrans.merging.units import Units, permuted, reordered, run_nodes, unit_groups
 from reptrans.similarity import Moments
 from reptrans.training import evaluating
+from reptrans.training.batches import checked_network
 
 ALIGNMENTS = ("none", "weights", "activations")
 
@@ -42,7 +43,7 @@ def aligned(a: nn.Module, b: nn.Module, images: Tensor, by: str = "weights", see
 
 def check_same_architecture(a: nn.Module, b: nn.Module) -> None:
     """Raise ShapeMismatch unless the state dicts of both networks have the same names and shapes."""
-    shapes = [{name: tuple(value.shape) for name, value in net.state_dict().items()} for net in (a, b)]
+    shapes = [{name: tuple(v.shape) for name, v in checked_network(net).state_dict().items()} for net in (a, b)]
     if shapes[0] == shapes[1]:
         return
     name = next(name for name in {**shapes[0], **shapes[1]} if shapes[0].get(name) != shapes[1].get(name))

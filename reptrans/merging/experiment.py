@@ -16,8 +16,9 @@ from reptrans.merging.interpolate import barrier, path_rows
 from reptrans.merging.match import FAIR, SOURCE, Matching, match_models
 from reptrans.merging.repair import reestimated
 from reptrans.models import build
-from reptrans.notebook import names
+from reptrans.notebook import names, once, parts, some_names
 from reptrans.progress import progress
+from reptrans.similarity import compare
 from reptrans.training import Plan, pick_device
 
 
@@ -36,13 +37,13 @@ class MergingRun(TrainingParameters):
     checkpoints: str = ""
     teacher_checkpoints: str = ""
     image_size: int = Field(0, ge=0)
-    pairs: int = Field(3, ge=1)
+    pairs: int = Field(3, ge=1, le=1000)
     train_epochs: int = Field(6, ge=1)
     train_weight_decay: float = Field(5e-4, ge=0)
     layers: str = "bn1:layer1,bn2:layer2,bn3:layer3"
     images: int = Field(300, ge=4)
     test_images: int = Field(0, ge=0)
-    points: int = Field(11, ge=3)
+    points: int = Field(11, ge=3, le=10_000)
     fair_epochs: int = Field(30, ge=1)
     fair_lr: float = Field(1e-3, gt=0)
     dtype: Literal["float32", "float64", "bfloat16"] = "float64"
@@ -62,26 +63,28 @@ class MergingRun(TrainingParameters):
     @field_validator("layers")
     @classmethod
     def _are_pairs(cls, text: str) -> str:
-        if not all(len(pair.split(":")) == 2 for pair in names(text)):
+        if not all(len(pair.split(":")) == 2 for pair in some_names(text)):
             raise ValueError("layers are pairs student:teacher, joined by commas: bn1:layer1,bn2:layer2")
         return text
 
     @property
     def layer_pairs(self) -> list[tuple[str, str]]:
-        return [tuple(pair.split(":")) for pair in names(self.layers)]
+        return once([tuple(name.strip() for name in pair.split(":")) for pair in names(self.layers)])
 
 
 def train_networks(p: MergingRun, dataset: Dataset) -> list[tuple[nn.Module, nn.Module, nn.Module]]:
     """(network from seed 2i, network from seed 2i + 1, teacher from seed 2i) for every pair i, trained once and kept.
 
-    Raises BadValue where checkpoints are given, but not two networks and one teacher for every pair.
+    Raises, before anything is trained, BadValue where checkpoints are given, but not two networks and one teacher for
+    every pair, and what the files, the layers and the alignments do not fit.
     """
-    ours, theirs = names(p.checkpoints), names(p.teacher_checkpoints)
+    ours, theirs = names(p.checkpoints), parts(p.teacher_checkpoints)
     for given, needed, what in ((ours, 2 * p.pairs, "checkpoints"), (theirs, p.pairs, "teacher_checkpoints")):
         if given and len(given) != needed:
             raise BadValue(
                 f"{what} names {len(given)} files; {p.pairs} pairs need {needed}, joined by commas, or none."
             )
+    _rehearse(p, dataset, ours, theirs)
     return [
         (*(_network(p, dataset, p.model, ours, i) for i in (2 * k, 2 * k + 1)),
          _network(p, dataset, p.teacher, theirs, k, seed=2 * k))
@@ -135,6 +138,20 @@ def images_of(p: MergingRun, dataset: Dataset, part: str) -> Tensor:
     return next(iter(loader)).images
 
 
+def _rehearse(p: MergingRun, dataset: Dataset, ours: list[str], theirs: list[str]) -> None:
+    """Read all files, and align and compare untrained networks on a few images, before minutes go into training."""
+    for model, files in ((p.model, ours), (p.teacher, theirs)):
+        for k in range(len(files)):
+            _network(p, dataset, model, files, k)
+    place = _place(p)
+    a, b, teacher = (_built(dataset, model).to(**place).eval() for model in (p.model, p.model, p.teacher))
+    images = next(iter(dataset.loader("test", min(32, len(dataset.test)), **place)))
+    for student, layer in p.layer_pairs:
+        compare(a, teacher, [images], [student], [layer])
+    for by in ALIGNMENTS:
+        aligned(a, b, images.images, by)
+
+
 def _place(p: MergingRun) -> dict:
     return {"device": pick_device(p.device), "dtype": Plan(precision=p.dtype).dtype}
 
@@ -153,7 +170,11 @@ def _network(
 ) -> nn.Module:
     """The k-th of the `files`, or else a network trained from `seed` (None: k)."""
     if files:
-        shape = {"num_classes": dataset.num_classes, "in_channels": dataset.channels, "image_size": dataset.image_size}
         place = _place(p)
-        return load_network(build(model, **shape).to(place["dtype"]), files[k]).to(place["device"]).eval()
+        return load_network(_built(dataset, model).to(place["dtype"]), files[k]).to(place["device"]).eval()
     return p.trained(model, dataset, k if seed is None else seed)
+
+
+def _built(dataset: Dataset, model: str) -> nn.Module:
+    shape = {"num_classes": dataset.num_classes, "in_channels": dataset.channels, "image_size": dataset.image_size}
+    return build(model, **shape)

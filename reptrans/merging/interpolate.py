@@ -1,6 +1,8 @@
 """The straight path between two networks of one architecture, and the barrier on it."""
 
 import copy
+import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 
 import pandas as pd
@@ -16,12 +18,35 @@ _ENDS = (0.0, 1.0)
 def interpolated(a: nn.Module, b: nn.Module, share: float = 0.5) -> nn.Module:
     """A new network with (1 - share) θ_a + share θ_b, parameters and running statistics alike; counters are a's.
 
-    `share` outside [0, 1] extrapolates. Raises ShapeMismatch for two architectures.
+    `share` outside [0, 1] extrapolates the parameters alone: statistics are then those of the nearer network, for a
+    variance could get negative, and a warning says so. Raises ShapeMismatch for two architectures, BadValue.
     """
+    merged = _mixed(a, b, share)
+    if not 0 <= share <= 1:
+        warn_of_statistics(merged, f"share is {share:g}, outside [0, 1]")
+    return merged
+
+
+def warn_of_statistics(net: nn.Module, why: str) -> None:
+    """Warn that the running statistics of `net`, if it has any, did not follow its parameters."""
+    if any(getattr(module, "running_var", None) is not None for module in net.modules()):
+        warnings.warn(
+            f"{why}: the running statistics of batch norm did not follow the parameters. Estimate them again with "
+            "reestimated(net, loader).",
+            stacklevel=3,
+        )
+
+
+def _mixed(a: nn.Module, b: nn.Module, share: float) -> nn.Module:
     check_same_architecture(a, b)
+    if not isinstance(share, (int, float)) or not math.isfinite(share):
+        raise BadValue(f"share is {share!r}; it must be a number, 0 for the first network and 1 for the second.")
     merged, theirs = copy.deepcopy(a), b.state_dict()
+    moved, within = {name for name, _ in a.named_parameters(remove_duplicate=False)}, min(max(share, 0.0), 1.0)
     state = {
-        name: value.lerp(theirs[name].to(value), share) if value.is_floating_point() else value
+        name: value.lerp(theirs[name].to(value), share if name in moved else within)
+        if value.is_floating_point()
+        else value
         for name, value in a.state_dict().items()
     }
     merged.load_state_dict(state)
@@ -44,9 +69,8 @@ def path_rows(
         raise BadValue(f"shares are {list(shares)}; a path begins at 0 and ends at 1. Add what is missing.")
     rows = []
     for share in sorted(shares):
-        net = interpolated(a, b, share)
-        if mend is not None and share not in _ENDS:
-            net = mend(net, share)
+        mended = mend is not None and share not in _ENDS
+        net = mend(_mixed(a, b, share), share) if mended else interpolated(a, b, share)
         found = evaluate(net, loader)
         rows.append({"share": share, "accuracy": found["accuracy"], "cross_entropy": found["cross_entropy"]})
     return pd.DataFrame(rows)

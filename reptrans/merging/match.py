@@ -13,8 +13,9 @@ from reptrans.attribution import map_correlation, saliency_maps
 from reptrans.data import Loader, Split
 from reptrans.errors import BadData, BadValue, ShapeMismatch
 from reptrans.layers import front
-from reptrans.similarity import channel_blocks, compare
+from reptrans.similarity import Moments, channel_blocks, compare
 from reptrans.training import Plan, evaluate, evaluating, fit
+from reptrans.training.batches import answers_of, checked_network
 from reptrans.training.evaluation import device_of
 
 Pairs = Sequence[tuple[str, str]]
@@ -74,6 +75,7 @@ def match_models(
     Source: the merging of two classifiers by the squared distance of their outputs (`SOURCE`). There the same image
     fits and judges; here held-out images judge as well.
     """
+    checked_network(student), checked_network(teacher)
     plan = replace(how.plan, precision=_precision(student, how.plan))
     moved = copy.deepcopy(student).requires_grad_(True).eval()
     pairs = None if on == _OUTPUTS else _pairs(on)
@@ -124,11 +126,11 @@ class _Matched(nn.Module):
             try:
                 with evaluating(net), torch.no_grad():
                     found.append(side(images[:1]))
-            except RuntimeError as error:
+            except (RuntimeError, ShapeMismatch) as error:
                 raise ShapeMismatch(
                     f"the {role} {type(net).__name__} does not take the {name} images {tuple(images.shape)} "
                     f"{images.dtype}: {str(error).splitlines()[0]}"
-                ) from error
+                ) from None
         if not images.isfinite().all():
             raise BadData(f"the {name} images hold NaN or infinity.")
         for place, s, t in zip(self.pairs or [_OUTPUTS], *found, strict=True):
@@ -192,19 +194,20 @@ class _Matched(nn.Module):
         for s, t in zip(values, self.targets(images), strict=True):
             grid = _common_grid(s, t)
             x, y = (channel_blocks(F.adaptive_avg_pool2d(v, grid) if grid else v, 1) for v in (s, t))
-            x, y = (v.transpose(1, 2).flatten(0, 1).double() for v in (x, y))
-            solved = torch.linalg.lstsq(torch.cat([x, torch.ones_like(x[:, :1])], 1), y, driver="gelsd").solution
+            seen = Moments(x.shape[1], y.shape[1], x.device).update(x, y)
+            # Through the pseudo-inverse, for dead channels make the normal equations singular.
+            weight = (torch.linalg.pinv(seen.xx, rtol=1e-12, hermitian=True) @ seen.xy).T
             kind = nn.Conv2d(s.shape[1], t.shape[1], 1) if s.ndim == 4 else nn.Linear(s.shape[1], t.shape[1])
             layer = kind.to(s)
-            layer.weight.copy_(solved[:-1].T.reshape(layer.weight.shape))
-            layer.bias.copy_(solved[-1])
+            layer.weight.copy_(weight.reshape(layer.weight.shape))
+            layer.bias.copy_(seen.mean_y - weight @ seen.mean_x)
             self.connectors.append(layer)
 
 
 def _values(net: nn.Module, pairs: Pairs | None, side: int):
     """images -> the list of values to match, of one of the two networks."""
     if pairs is None:
-        return lambda images: [net(images)]
+        return lambda images: [answers_of(net, images)]
     names = [pair[side] for pair in pairs]
     with evaluating(net):
         part = front(net, list(dict.fromkeys(names)))
@@ -230,7 +233,8 @@ def _state(student, teacher, matched: _Matched, sets, task, likeness: Pairs) -> 
     found: dict[tuple[str, str], float] = {}
     for name, images in sets.items():
         with evaluating(student, teacher), torch.no_grad():
-            own, wanted = (torch.cat([net(part) for part in images.split(256)]) for net in (student, teacher))
+            parts = images.split(256)
+            own, wanted = (torch.cat([answers_of(net, part) for part in parts]) for net in (student, teacher))
         if own.shape != wanted.shape:
             continue
         answers = wanted.argmax(1)

@@ -15,7 +15,8 @@ from reptrans.layers import record
 from reptrans.merging.align import check_same_architecture
 from reptrans.similarity.moments import channel_blocks
 from reptrans.training import evaluating
-from reptrans.training.evaluation import device_of, keeping_modes, keeping_random_state
+from reptrans.training.batches import batches, checked_network
+from reptrans.training.evaluation import device_of, keeping_modes, keeping_random_state, seed_generators
 
 _LINEAR = (nn.modules.conv._ConvNd, nn.Linear)
 
@@ -27,15 +28,15 @@ def reestimated(net: nn.Module, loader: Iterable) -> nn.Module:
     With batch norm this is what REPAIR amounts to (Jordan et al. 2023, section 4.4).
     Raises BadValue for a network without batch norm.
     """
-    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules()):
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in checked_network(net).modules()):
         raise BadValue(
             f"{type(net).__name__} has no batch norm whose statistics could be estimated again. For networks without "
             "it there is rescaled(merged, a, b, loader), which corrects weights and biases."
         )
     copied, device = copy.deepcopy(net), device_of(net)
     with keeping_modes(copied), keeping_random_state(device):
-        torch.default_generator.manual_seed(0)  # of dropout, which is on as in training
-        update_bn(_images(loader), copied, device)
+        seed_generators(0, device)  # of dropout, which is on as in training
+        update_bn(_images(loader, device), copied, device)
     return copied
 
 
@@ -51,7 +52,7 @@ def rescaled(merged: nn.Module, a: nn.Module, b: nn.Module, loader: Iterable, sh
     """
     for other in (a, b):
         check_same_architecture(merged, other)
-    copied, batches = copy.deepcopy(merged), list(_images(loader))
+    copied, batches = copy.deepcopy(merged), list(_images(loader, device_of(merged)))
     layers = _layers(copied, batches)
     ends = [_statistics(net, layers, batches) for net in (a, b)]
     for name in layers:
@@ -99,6 +100,7 @@ def _correct(layer: nn.Module, factor: Tensor, shift: Tensor) -> None:
     layer.bias.mul_(factor).add_(shift)
 
 
-def _images(loader: Iterable) -> Iterator[Tensor]:
+def _images(loader: Iterable, device: torch.device) -> Iterator[Tensor]:
+    """Images of the loader's batches, which may also be images alone."""
     for batch in loader:
-        yield batch if isinstance(batch, Tensor) else batch[0]
+        yield batch.to(device) if isinstance(batch, Tensor) else next(batches([batch], device)).images

@@ -11,27 +11,22 @@ from torch import Tensor, nn
 from reptrans.errors import BadData, BadValue, ShapeMismatch, UnknownName, suggest
 from reptrans.similarity import rsa
 from reptrans.training import evaluating
+from reptrans.training.batches import answers_of, checked_network
 
 NEIGHBOURS = ("logit", "distance")
 
 
 @torch.no_grad()
 def class_outputs(net: nn.Module, images: Tensor) -> Tensor:
-    """(k, K) in float64: row n is the output for the image of class n; images (k, c, h, w), in the order of classes.
+    """(k, K) in float64, on the CPU: row n is the output for class n's image; images (k, c, h, w), in class order.
 
     Images (k, m, c, h, w), m for each class, give the mean of their outputs. Raises ShapeMismatch for images that the
     network does not take or that are not as many as its outputs; BadData for NaN or infinity.
     """
     several = images.ndim == 5
     flat = images.flatten(0, 1) if several else images
-    with evaluating(net):
-        try:
-            outputs = net(flat).double()
-        except RuntimeError as error:
-            raise ShapeMismatch(
-                f"{type(net).__name__} does not take images {tuple(images.shape)} {images.dtype}: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
+    with evaluating(checked_network(net)):
+        outputs = answers_of(net, flat).double().cpu()
     if several:
         outputs = outputs.unflatten(0, images.shape[:2]).mean(1)
     if outputs.shape != (len(images), len(images)):
@@ -86,7 +81,7 @@ def permutation_baseline(x: Tensor, y: Tensor, permutations: int = 1000, seed: i
     """
     generator, found = torch.Generator().manual_seed(seed), []
     for _ in range(permutations):
-        name = torch.randperm(len(y), generator=generator)
+        name = torch.randperm(len(y), generator=generator).to(y.device)
         renamed = torch.empty_like(y)
         renamed[name] = name[y]
         found.append(neighbour_agreement(x, renamed))

@@ -77,7 +77,8 @@ def _find(name: str) -> tuple[Family, list[int | str]]:
             return family, [int(g) if g.isdigit() else g for g in match.groups() if g is not None]
     raise UnknownName(
         f"There is no network {name!r}. {suggest(name, listed_names(), 'Networks')}; also cnn3_w{{k}}, resnet20_w{{k}} "
-        "and wrn_{depth}_{k} of any k, torchvision/NAME, and module:function or path/to/file.py:function of your own."
+        "and wrn_{depth}_{k} of any k, torchvision/NAME, timm/NAME, hf/TYPE, and module:function or "
+        "path/to/file.py:function of your own."
     )
 
 

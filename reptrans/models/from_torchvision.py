@@ -30,8 +30,8 @@ def torchvision_network(
         raise UnknownName(f"torchvision has no classification network {short!r}. {suggest(short, known, 'Networks')}")
     if in_channels != 3:
         raise BadValue(
-            f"{name} takes images of 3 channels, in_channels is {in_channels}. Repeat grey images three times, or "
-            "choose a network of this package (model_names())."
+            f"{name} takes images of 3 channels, in_channels is {in_channels}. channels=3 of load_dataset repeats "
+            "grey images three times; or choose a network of this package (model_names())."
         )
     chosen = _weights(name, torchvision.models.get_model_weights(short), weights)
     arguments = _arguments(short, chosen, _classes(name, chosen, num_classes), image_size) | options

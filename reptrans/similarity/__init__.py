@@ -1,7 +1,7 @@
 """How alike two representations of the same examples are, streamed or at once, and how alike two networks' answers.
 
-`MEASURES` lists what there is; the `function` of each takes x (n, p) and y (n, q). `Moments` and `Grams` stream,
-`compare` runs two networks over the same images and gives all pairs of their layers.
+`MEASURES` lists what there is; each is called with x (n, p) and y (n, q): tensors, NumPy arrays or lists. `Moments` and
+`Grams` stream, `compare` runs two networks over the same images and gives all pairs of their layers.
 """
 
 from reptrans.similarity.agreement import (
@@ -18,7 +18,7 @@ from reptrans.similarity.agreement import (
 )
 from reptrans.similarity.cca import cca_mean, cca_r2, gulp, linear_r2, pwcca, svcca
 from reptrans.similarity.cka import debiased_cka, linear_cka, rbf_cka
-from reptrans.similarity.compare import compare
+from reptrans.similarity.compare import compare, most_similar
 from reptrans.similarity.distances import distance_correlation, rsa, rsm_frobenius, rsm_spectral
 from reptrans.similarity.fold import fold
 from reptrans.similarity.grams import Grams, minibatch_cka
@@ -41,7 +41,7 @@ __all__ = [
     "channel_blocks", "churn", "cohen_kappa", "compare", "debiased_cka", "disagreement", "distance_correlation",
     "eigenspace_overlap", "ensemble_accuracy", "error_consistency", "error_consistency_interval",
     "error_consistency_range", "error_ratio", "fold", "gulp", "hard_correlation_match", "jensen_shannon", "knn_jaccard",
-    "linear_cka", "linear_r2", "minibatch_cka", "mutual_knn", "permutation_angular", "permutation_euclid",
-    "procrustes_angular", "procrustes_size_shape", "pwcca", "rank_similarity", "rbf_cka", "rsa", "rsm_frobenius",
-    "rsm_spectral", "second_order_cosine", "soft_correlation_match", "svcca",
+    "linear_cka", "linear_r2", "minibatch_cka", "most_similar", "mutual_knn", "permutation_angular",
+    "permutation_euclid", "procrustes_angular", "procrustes_size_shape", "pwcca", "rank_similarity", "rbf_cka", "rsa",
+    "rsm_frobenius", "rsm_spectral", "second_order_cosine", "soft_correlation_match", "svcca",
 ]  # fmt: skip

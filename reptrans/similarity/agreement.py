@@ -1,7 +1,8 @@
 """Whether two classifiers give the same answers, and make the same mistakes.
 
-Answers are logits (n, k), or class numbers (n,); labels are class numbers (n,). Values are Python floats. Where a
-quotient is 0 / 0 the value is NaN.
+Answers are logits (n, k), or class numbers (n,); labels are class numbers (n,). Where several labels are true at once,
+they are yes or no (n, k), and so are answers: logits above 0, or whole numbers 0 and 1; every entry then counts as one
+answer. Values are Python floats. Where a quotient is 0 / 0 the value is NaN.
 """
 
 import math
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor
 
 from reptrans.errors import BadData, BadValue, ShapeMismatch
+from reptrans.similarity.pair import numbers, tensor_of
 
 
 def disagreement(a: Tensor, b: Tensor) -> float:
     """Share of examples with different answers, in [0, 1], 0 = alike; at least the difference of the accuracies."""
-    a, b = _answers(a, b)
+    a, b = _answers([a, b])
     return _mean(a != b)
 
 
@@ -25,7 +27,7 @@ def churn(before: Tensor, after: Tensor, labels: Tensor) -> dict[str, float]:
 
     {"churn": answers that differ, their sum; "worse": right before; "better": right after; "neither": wrong twice}.
     """
-    before, after, labels = _answers(before, after, labels)
+    before, after, labels = _answers([before, after], labels)
     parts = {"worse": before == labels, "better": after == labels}
     parts["neither"] = ~(parts["worse"] | parts["better"])
     differ = before != after
@@ -40,7 +42,8 @@ def error_consistency(a: Tensor, b: Tensor, labels: Tensor) -> float:
     Comparable only at equal accuracies. NaN if both are always right, or always wrong.
     Source: Geirhos et al. 2020, equations 1 to 3.
     """
-    return float(_kappa(_table(a, b, labels)))
+    kinds, counts = _kinds(a, b, labels)
+    return float(_kappa(counts @ kinds))
 
 
 def error_consistency_interval(
@@ -48,14 +51,14 @@ def error_consistency_interval(
 ) -> tuple[float, float]:
     """Bootstrap interval of `error_consistency` over examples, by percentiles.
 
-    Examples are drawn again with `seed`; only how many have both, one or none right matters, so that counts are drawn.
-    Draws in which kappa is not defined are left out.
+    Examples are drawn again with `seed`, with all their entries; only how many have both, one or none right matters, so
+    that counts are drawn. Draws in which kappa is not defined are left out.
     """
     if not 0 < level < 1:
         raise BadValue(f"level lies between 0 and 1; given {level}.")
-    counts = _table(a, b, labels)
+    kinds, counts = _kinds(a, b, labels)
     drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), resamples)
-    kappas = _kappa(drawn)
+    kappas = _kappa(drawn @ kinds)
     kappas = kappas[~np.isnan(kappas)]
     tails = (1 - level) / 2, (1 + level) / 2
     return tuple(float(v) for v in np.quantile(kappas, tails)) if len(kappas) else (math.nan, math.nan)
@@ -78,7 +81,7 @@ def cohen_kappa(a: Tensor, b: Tensor) -> float:
 
     NaN if both give one and the same answer throughout.
     """
-    a, b = _answers(a, b)
+    a, b = (v.flatten() for v in _answers([a, b]))
     classes = int(max(a.max(), b.max())) + 1
     p, q = (torch.bincount(v, minlength=classes).double() / len(v) for v in (a, b))
     expected = float((p * q).sum())
@@ -90,7 +93,7 @@ def error_ratio(a: Tensor, b: Tensor, labels: Tensor) -> float:
 
     ∞ if they never give the same wrong answer, NaN if no example is wrong for both. Source: Aksela 2003.
     """
-    a, b, labels = _answers(a, b, labels)
+    a, b, labels = _answers([a, b], labels)
     wrong = (a != labels) & (b != labels)
     same, different = int((wrong & (a == b)).sum()), int((wrong & (a != b)).sum())
     return different / same if same else (math.inf if different else math.nan)
@@ -102,6 +105,7 @@ def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
     Range [0, 1], 0 = alike. Probabilities of 0 add nothing. Differentiable inside.
     Raises ShapeMismatch; BadData if rows are no probabilities: give softmax(logits).
     """
+    p, q = numbers(p, "p"), numbers(q, "q")
     if p.ndim != 2 or p.shape != q.shape:
         raise ShapeMismatch(f"jensen_shannon needs p and q (n, k); given {tuple(p.shape)} and {tuple(q.shape)}.")
     p, q = p.double(), q.double()
@@ -113,47 +117,105 @@ def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
 
 
 def ensemble_accuracy(logits: Sequence[Tensor], labels: Tensor) -> float:
-    """Accuracy of the mean of the networks' probabilities, in [0, 1]."""
-    return _mean(_answers(torch.stack([v.double().softmax(1) for v in logits]).mean(0), labels)[0] == labels)
+    """Accuracy of the mean of the networks' probabilities, in [0, 1]; logits (n, k) of each, with the same k."""
+    logits = [numbers(v, "the logits") for v in logits]
+    if len({tuple(v.shape) for v in logits}) != 1 or logits[0].ndim != 2:
+        given = [tuple(v.shape) for v in logits] or "none"
+        raise ShapeMismatch(f"logits (n, k) with the same classes are needed, of one network or more; given {given}.")
+    several = _whole(labels).ndim > 1
+    mean = torch.stack([v.double().sigmoid() if several else v.double().softmax(1) for v in logits]).mean(0)
+    answers, labels = _answers([mean - 0.5 if several else mean], labels)
+    return _mean(answers == labels)
 
 
 def agreement(a: Tensor, b: Tensor, labels: Tensor, seed: int = 0) -> dict[str, float]:
-    """All of this file for logits a and b (n, k), as a row: see the functions of these names."""
-    answers = _answers(a, b, labels)
-    accuracies = [_mean(v == labels) for v in answers[:2]]
+    """All of this file for logits a and b (n, k), as a row: see the functions of these names.
+
+    With labels (n, k) the divergence is that of each yes or no. Raises ShapeMismatch, BadData.
+    """
+    logits = [numbers(v, "the logits") for v in (a, b)]
+    ensemble = ensemble_accuracy(logits, labels)
+    a, b, labels = _answers(logits, labels)
+    accuracies = [_mean(v == labels) for v in (a, b)]
     interval = error_consistency_interval(a, b, labels, seed=seed)
     possible = error_consistency_range(*accuracies)
     return {
         "accuracy_a": accuracies[0], "accuracy_b": accuracies[1],
-        "ensemble_accuracy": ensemble_accuracy([a, b], labels),
+        "ensemble_accuracy": ensemble,
         "disagreement": disagreement(a, b),
         "error_consistency": error_consistency(a, b, labels),
         "error_consistency_low": interval[0], "error_consistency_high": interval[1],
         "error_consistency_least": possible[0], "error_consistency_most": possible[1],
         "cohen_kappa": cohen_kappa(a, b),
         "error_ratio": error_ratio(a, b, labels),
-        "jensen_shannon": float(jensen_shannon(*(v.double().softmax(1) for v in (a, b)))),
+        "jensen_shannon": float(jensen_shannon(*(_probabilities(v, labels.ndim > 1) for v in logits))),
     }  # fmt: skip
 
 
-def _answers(*given: Tensor) -> list[Tensor]:
-    """Class numbers (n,) of logits or class numbers. Raises ShapeMismatch for unequal n; BadData for NaN or nothing."""
-    if len({len(v) for v in given}) > 1 or any(v.ndim not in (1, 2) for v in given):
-        raise ShapeMismatch(
-            f"answers of the same examples are needed, (n, k) or (n,); given {[tuple(v.shape) for v in given]}."
-        )
-    if not len(given[0]):
+def _probabilities(logits: Tensor, several: bool) -> Tensor:
+    """(n, k) of classes, or (n k, 2) of each yes and no."""
+    if not several:
+        return logits.double().softmax(1)
+    yes = logits.double().sigmoid().flatten()
+    return torch.stack([yes, 1 - yes], 1)
+
+
+def _answers(answers: Sequence[Tensor], *labels: Tensor) -> list[Tensor]:
+    """Class numbers (n,) of logits or class numbers, or yes and no (n, k) where one of them is; the labels last.
+
+    Raises ShapeMismatch for unequal n or k; BadData for NaN, nothing, or what is no answer.
+    """
+    given = [tensor_of(v, "an answer") for v in answers] + [_whole(v) for v in labels]
+    shapes = [tuple(v.shape) for v in given]
+    several = any(v.ndim == 2 and not v.is_floating_point() for v in given)
+    if any(len(shape) not in (1, 2) for shape in shapes) or len({s if several else s[0] for s in shapes}) > 1:
+        raise ShapeMismatch(f"answers of the same examples are needed, (n, k) or (n,); given {shapes}.")
+    if not all(v.numel() for v in given):
         raise BadData("there are no answers to compare.")
     if any(v.is_floating_point() and v.isnan().any() for v in given):
         raise BadData("answers hold NaN; look at the network and its input.")
+    given = [v.to(given[0].device) for v in given]
+    for v in given:
+        _refuse_no_class(v, 2 if several else max((u.shape[1] for u in given if u.ndim == 2), default=None))
+    if several:
+        return [(v > 0).long() for v in given]
     return [v.argmax(1) if v.ndim == 2 else v.long() for v in given]
 
 
-def _table(a: Tensor, b: Tensor, labels: Tensor) -> np.ndarray:
-    """How many examples are right for (both, a alone, b alone, neither)."""
-    a, b, labels = _answers(a, b, labels)
+def _whole(labels: Tensor) -> Tensor:
+    """Labels with yes and no (n, k) in whole numbers, which loaders give as floats."""
+    labels = tensor_of(labels, "the labels")
+    if labels.ndim < 2 or not labels.is_floating_point():
+        return labels
+    if ((labels != 0) & (labels != 1)).any():
+        raise BadData(
+            f"the labels are {tuple(labels.shape)} of {labels.dtype}. Give class numbers (n,), labels.argmax(1), or "
+            "yes (1) and no (0) for each class."
+        )
+    return labels.long()
+
+
+def _refuse_no_class(v: Tensor, classes: int | None) -> None:
+    """Raise BadData for answers that are neither logits nor whole numbers from 0 below `classes` (None: any)."""
+    if v.ndim == 2 and v.is_floating_point():
+        return
+    least, most = v.min().item(), v.max().item()
+    if least < 0 or (classes is not None and most >= classes) or (v.is_floating_point() and (v % 1).any()):
+        possible = "from 0" if classes is None else f"from 0 to {classes - 1}"
+        raise BadData(
+            f"answers {tuple(v.shape)} of {v.dtype} go from {least} to {most}; they are whole numbers {possible}."
+        )
+
+
+def _kinds(a: Tensor, b: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Kinds of examples, each by how many of its answers are right for (both, a alone, b alone, neither), and how many
+    examples are of each."""
+    a, b, labels = _answers([a, b], labels)
     a, b = a == labels, b == labels
-    return np.array([int(v.sum()) for v in (a & b, a & ~b, ~a & b, ~a & ~b)])
+    right = torch.stack([a & b, a & ~b, ~a & b, ~a & ~b], -1).long().cpu().numpy()
+    if right.ndim == 2:
+        return np.eye(4, dtype=np.int64), right.sum(0)
+    return np.unique(right.sum(1), axis=0, return_counts=True)
 
 
 def _kappa(counts: np.ndarray) -> np.ndarray:
@@ -165,4 +227,4 @@ def _kappa(counts: np.ndarray) -> np.ndarray:
 
 
 def _mean(v: Tensor) -> float:
-    return int(v.sum()) / len(v)
+    return int(v.sum()) / v.numel()

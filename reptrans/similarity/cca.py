@@ -60,7 +60,7 @@ def pwcca(pair: Pair) -> Tensor:
     return (weights * correlations).sum() / weights.sum()
 
 
-@of_moments
+@of_moments(absolute=True)
 def linear_r2(pair: Pair, ridge: float = 0.0) -> Tensor:
     """Share of x's variance (all features together) that least squares on y explains, on the same examples.
 
@@ -78,7 +78,7 @@ def linear_r2(pair: Pair, ridge: float = 0.0) -> Tensor:
     return ((2 * h - h.square()) * fit).sum() / s.sx.square().sum()
 
 
-@of_moments
+@of_moments(absolute=True)
 def gulp(pair: Pair, ridge: float = 0.0) -> Tensor:
     """GULP: how far ridge predictions from x and from y can be apart, for the worst-case task; the squared distance.
 

@@ -32,7 +32,7 @@ def debiased_cka(pair: Pair) -> Tensor:
     return _ratio(*pair.alignment(debiased=True))
 
 
-@of_rows
+@of_rows(matrices=5)
 def rbf_cka(x: Tensor, y: Tensor, bandwidth: float = 1.0, debiased: bool = False) -> Tensor:
     """CKA with Gaussian kernels exp(-d² / (2 t² median d²)), t = `bandwidth`, the median over all n² squared distances.
 

@@ -4,16 +4,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from reptrans.errors import BadData, BadValue, ShapeMismatch
-from reptrans.layers import front
-from reptrans.similarity.fold import FOLDS, blocks, fold, places
+from reptrans.layers import channel_axes, cuttable_layers, front
+from reptrans.layers.network import first_examples, unwrap
+from reptrans.similarity.fold import FOLDS, blocks, check_fold, fold, laid_out, places
 from reptrans.similarity.grams import Grams, join_small
-from reptrans.similarity.measures import find
+from reptrans.similarity.inputs import Inputs, batches, explained, moved, refuse_single, size_of
+from reptrans.similarity.measures import Measure, find
 from reptrans.similarity.moments import Moments
+from reptrans.similarity.pair import largest_of
 
 MOST_BYTES = 2**31  # of moments or rows kept
 
@@ -23,70 +27,149 @@ def compare(
     net_a: nn.Module,
     net_b: nn.Module,
     loader: Iterable,
-    layers_a: Sequence[str],
-    layers_b: Sequence[str] | None = None,
+    layers_a: str | Sequence[str] | None = None,
+    layers_b: str | Sequence[str] | None = None,
     measure: str = "debiased_cka",
     fold: str = "pool",
+    class_tokens: int | tuple[int, int] = 0,
     **options,
 ) -> pd.DataFrame:
     """A measure of MEASURES for every layer of one network (rows) with every layer of the other (columns).
 
-    `loader` gives batches of images, or tuples that begin with images, in the shape both networks take; both see the
-    same ones, in eval mode, and are afterwards in the mode they were in. `layers_b` None: the same names. `fold` says
-    what is a sample and what a feature, see `fold`; of "pixels" the two maps are averaged down to the smaller grid.
+    `loader` gives batches, as a torch DataLoader does: images; tuples or lists that begin with images; mappings with
+    "images", "pixel_values" or "x", or of the networks' keywords; what their "attention_mask" leaves out is no token of
+    "pool" and "tokens". A tensor of images is one batch. Batches are moved to each network, and floats to its
+    precision. Both networks see the same ones, in eval mode, and are afterwards in the mode they were in.
+    `layers_a`, `layers_b`: a name, several, or "all" that the network can be cut at and `fold` takes; layers_a alone
+    names those of both networks; without any it is all of each. `fold` says what is a sample and what a feature, see
+    `fold`; of "pixels" the two maps are averaged down to the smaller grid. Which axis holds channels is found by
+    `layers.channel_axes`. `class_tokens`: so many leading tokens are dropped, in both networks or (a, b) in each.
     `options` are the measure's. What is kept depends on what the measure needs: joint moments of all layers (exact,
     whatever the number of images), Grams of one batch ("minibatch_cka", for "flatten"), or all rows.
 
-        figures.heatmap(compare(a, b, loader, layers), "debiased CKA, pooled", limits=(0, 1))
+        figures.heatmap(compare(a, b, loader), "debiased CKA, pooled", limits=(0, 1))
 
-    A layer that does not vary gives NaN. Raises UnknownName, LayerNotFound, CannotCut; BadData for NaN, infinity or too
-    few images; ShapeMismatch for activations that cannot be paired; BadValue where memory would not do.
+    A layer that does not vary gives NaN. Raises UnknownName, LayerNotFound, CannotCut; BadData for NaN, infinity, too
+    few images or batches without any; ShapeMismatch for images that a network does not take and activations that
+    cannot be paired; BadValue for what is no network, loader or option, and where memory would not do.
     """
-    names = list(layers_a), list(layers_a if layers_b is None else layers_b)
-    if not all(names):
-        raise BadValue("compare needs at least one layer of each network.")
-    kept = _KEEPERS[find(measure).needs](measure, fold, *names, options)
-    with _evaluating(net_a, net_b):
-        fronts = front(net_a, names[0]), front(net_b, names[1])
-        for images in join_small(_images(loader)):
-            a = fronts[0](images)
-            kept.update(a, a if net_a is net_b and names[0] == names[1] else fronts[1](images))
-    if not kept.started:
+    nets = unwrap(net_a), unwrap(net_b)
+    dropped = class_tokens if isinstance(class_tokens, tuple) else (class_tokens, class_tokens)
+    if len(dropped) != 2:
+        raise BadValue(f"class_tokens is one number for both networks, or a pair (a, b); given {class_tokens}.")
+    for tokens in dropped:
+        check_fold(fold, tokens)
+    names = _asked(layers_a, layers_b)
+    kept = _KEEPERS[find(measure).needs](measure, fold, options)
+    with _evaluating(*nets):
+        for batch in join_small(batches(loader)):
+            if not kept.sides:
+                sides = zip(nets, names, dropped, strict=True)
+                kept.sides = tuple(_Side(net, own, batch, fold, tokens) for net, own, tokens in sides)
+            kept.update(batch)
+    if not kept.sides:
         raise BadData("compare was given no images.")
-    values = {(x, y): float(_named(kept.value, i, j, x, y)) for (i, x), (j, y) in product(*map(enumerate, names))}
-    return pd.DataFrame([[values[x, y] for y in names[1]] for x in names[0]], *map(pd.Index, names))
+    a, b = (side.names for side in kept.sides)
+    values = {(x, y): float(_named(kept.value, i, j, x, y)) for (i, x), (j, y) in product(enumerate(a), enumerate(b))}
+    return pd.DataFrame([[values[x, y] for y in b] for x in a], pd.Index(a), pd.Index(b))
+
+
+def most_similar(table: pd.DataFrame, measure: str | Measure) -> pd.Series:
+    """For every row of a table of `compare` the most similar column: of the largest value, or the smallest distance.
+
+    NaN for a row that has only NaN. Raises UnknownName.
+    """
+    measure = find(measure) if isinstance(measure, str) else measure
+    values = table if measure.higher_is_better else -table
+    return values.fillna(-np.inf).idxmax(axis=1).where(table.notna().any(axis=1))
+
+
+def _asked(*layers: str | Sequence[str] | None) -> list[list[str] | None]:
+    """The names of each side; None for all."""
+    a, b = (None if v in (None, "all") else [v] if isinstance(v, str) else list(v) for v in layers)
+    if a == [] or b == []:
+        raise BadValue("compare needs at least one layer of each network.")
+    return [a, a if layers[1] is None else b]
+
+
+class _Side:
+    """One network and the layers of it that are looked at: batch -> their activations, folded as far as each can be."""
+
+    def __init__(self, net: nn.Module, names: list[str] | None, batch: Inputs, how: str, dropped: int):
+        self.net, self.how, self.dropped = net, how, dropped
+        few = moved(net, first_examples(batch, 2))
+        refuse_single(net, batch)
+        with explained(net, few):
+            self.names = list(cuttable_layers(net, few)) if names is None else names
+            self.axes = channel_axes(net, self.names, few)
+            if names is None:
+                self.names = self._foldable(few)
+            self.front = front(net, self.names)
+
+    def __call__(self, batch: Inputs) -> list[Tensor]:
+        inputs = moved(self.net, batch)
+        with explained(self.net, inputs):
+            activations = self.front(inputs)
+        return [self._checked(activations[name], name, inputs) for name in self.names]
+
+    def _foldable(self, few: Inputs) -> list[str]:
+        activations, found = front(self.net, self.names)(few), []
+        for name in self.names:
+            try:
+                self._checked(activations[name], name, few)
+                found.append(name)
+            except (ShapeMismatch, BadData):
+                continue
+        if not found:
+            raise BadValue(f"{type(self.net).__name__} has no layer to cut and to fold with {self.how!r}. Name layers.")
+        return found
+
+    def _checked(self, activations: Tensor, name: str, inputs: Inputs) -> Tensor:
+        """(n, features), or the maps or tokens themselves, channels first, where their places are samples."""
+        examples = size_of(inputs)
+        if not activations.ndim or len(activations) != examples:
+            raise ShapeMismatch(
+                f"layer {name!r} gives {tuple(activations.shape)}, but other layers have {examples} examples, as the "
+                "batch has. Batches are (n, …)."
+            )
+        if not largest_of(activations) < torch.inf:
+            raise BadData(f"the activations of layer {name!r} hold NaN or infinity; look at the network and its input.")
+        mask = None if isinstance(inputs, Tensor) else inputs.get("attention_mask")
+        if mask is not None and activations.shape[:-1] == mask.shape and self.how in ("pool", "tokens"):
+            return _without_padding(activations[:, self.dropped :], mask[:, self.dropped :].bool(), self.how)
+        form = laid_out if self.how in ("pixels", "tokens") else fold
+        return form(activations, self.how, self.axes[name], self.dropped)
+
+
+def _without_padding(activations: Tensor, mask: Tensor, how: str) -> Tensor:
+    """Of tokens (n, t, d) those in mask (n, t): the mean of each example's, (n, d), or all of them, (tokens, d)."""
+    if how == "tokens":
+        return activations[mask]
+    own = mask.unsqueeze(2).to(activations.dtype)
+    return (activations * own).sum(1) / own.sum(1).clamp_min(1)
 
 
 class _Kept:
-    """What of all layers is kept from batch to batch: folded, checked, and handed to an accumulator."""
+    """What of all layers is kept from batch to batch by an accumulator."""
 
     folds: tuple[str, ...] = ("pool", "flatten")
 
-    def __init__(self, measure: str, how: str, names_a: list[str], names_b: list[str], options: dict):
-        self.measure, self.how, self.names, self.options = measure, how, (names_a, names_b), options
-        self.started = False
-        if how in FOLDS and how not in self.folds:
+    def __init__(self, measure: str, how: str, options: dict):
+        self.measure, self.how, self.options, self.started = measure, how, options, False
+        self.sides: tuple[_Side, ...] = ()
+        if how not in self.folds:
             raise BadValue(f"{measure} compares whole examples: fold with 'pool' or 'flatten', not with {how!r}.")
+        find(measure).check_options(options)
 
-    def update(self, a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-        examples = len(a[self.names[0][0]])
-        acts = zip(self.names, (a, b), strict=True)
-        sides = [[self._checked(side[name], name, examples) for name in names] for names, side in acts]
+    def update(self, batch: Inputs) -> None:
+        first, second = self.sides
+        a = first(batch)
+        same = first.net is second.net and (first.names, first.dropped) == (second.names, second.dropped)
+        b = a if same else [v.to(a[0].device) for v in second(batch)]
         if not self.started:
-            self.start(*sides)
+            self.start(a, b)
             self.started = True
-        self.add(*sides)
-
-    def _checked(self, activations: Tensor, name: str, examples: int) -> Tensor:
-        """(n, features), or the maps or tokens themselves where their places are samples."""
-        if len(activations) != examples:
-            raise ShapeMismatch(
-                f"layer {name!r} gives {tuple(activations.shape)}, but other layers have {examples} examples."
-            )
-        activations = activations if self.how in ("pixels", "tokens") else fold(activations, self.how)
-        if not torch.isfinite(activations.sum()):
-            raise BadData(f"the activations of layer {name!r} hold NaN or infinity; look at the network and its input.")
-        return activations
+        self.add(a, b)
 
 
 class _KeptMoments(_Kept):
@@ -117,19 +200,19 @@ class _KeptMoments(_Kept):
         return self.moments[grid].pair(*places).value(self.measure, **self.options)
 
     def _grid(self, activations: Tensor) -> tuple[int, ...] | None:
-        return places(activations) if self.how in ("pixels", "tokens") else None
+        return places(activations, 1) if self.how in ("pixels", "tokens") else None
 
     def _smaller(self, grids: list[list], i: int, j: int) -> tuple[int, ...] | None:
         x, y = grids[0][i], grids[1][j]
         if self.how == "tokens" and x != y:
             raise ShapeMismatch(
-                f"layers {self.names[0][i]!r} and {self.names[1][j]!r} have {x} and {y} tokens, which cannot be "
-                "paired; fold with 'pool'."
+                f"layers {self.sides[0].names[i]!r} and {self.sides[1].names[j]!r} have {x} and {y} tokens, which "
+                "cannot be paired; fold with 'pool', or drop class tokens with class_tokens."
             )
         return tuple(map(min, x, y)) if self.how == "pixels" else x
 
     def _fold(self, activations: Tensor, grid: tuple[int, ...] | None) -> Tensor:
-        return activations.unsqueeze(2) if grid is None else blocks(activations, self.how, grid)
+        return activations.unsqueeze(2) if grid is None else blocks(activations, self.how, grid, 1)
 
     def _refuse_size(self, features: int) -> None:
         if 8 * features**2 > MOST_BYTES:
@@ -140,9 +223,12 @@ class _KeptMoments(_Kept):
 
 
 class _KeptGrams(_Kept):
+    def __init__(self, measure: str, how: str, options: dict):
+        super().__init__(measure, how, options)
+        if options:
+            raise BadValue(f"{measure} takes its batches from the loader, not {', '.join(options)}.")
+
     def start(self, a: list[Tensor], b: list[Tensor]) -> None:
-        if self.options:
-            raise BadValue(f"{self.measure} takes its batches from the loader, not {', '.join(self.options)}.")
         self.grams = Grams(len(a), len(b), a[0].device)
 
     def add(self, a: list[Tensor], b: list[Tensor]) -> None:
@@ -154,13 +240,15 @@ class _KeptGrams(_Kept):
 
 class _KeptRows(_Kept):
     def start(self, a: list[Tensor], b: list[Tensor]) -> None:
-        self.rows, self.bytes = tuple([[] for _ in side] for side in (a, b)), 0
+        self.rows, self.bytes, self.examples = tuple([[] for _ in side] for side in (a, b)), 0, 0
 
     def add(self, a: list[Tensor], b: list[Tensor]) -> None:
         for rows, side in zip(self.rows, (a, b), strict=True):
             for chunks, v in zip(rows, side, strict=True):
                 chunks.append(v.clone())
                 self.bytes += chunks[-1].nbytes
+        self.examples += len(a[0])
+        find(self.measure).function.refuse_examples(self.examples)
         if self.bytes > MOST_BYTES:
             raise BadValue(
                 f"{self.measure} keeps the rows of all layers, more than {MOST_BYTES / 2**30:.0f} GiB by now. Name "

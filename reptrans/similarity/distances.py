@@ -1,6 +1,6 @@
 """Whether two representations hold the same examples close together: comparisons of distances between rows.
 
-All hold n x n distances in memory; take a few thousand examples.
+All hold n x n distances in memory; take a few thousand examples. More than memory would hold are refused.
 """
 
 import torch
@@ -12,7 +12,7 @@ from reptrans.similarity.cka import squared_distances
 from reptrans.similarity.pair import of_rows
 
 
-@of_rows
+@of_rows(matrices=8)
 def rsa(x: Tensor, y: Tensor, distance: str = "correlation", compare: str = "spearman") -> Tensor:
     """Representational similarity analysis: how the distances between examples agree, over all pairs of examples.
 
@@ -29,19 +29,19 @@ def rsa(x: Tensor, y: Tensor, distance: str = "correlation", compare: str = "spe
     return (a + b).sum() * torch.nan if (a + b).isnan().any() else _COMPARISONS[compare](a, b)
 
 
-@of_rows
+@of_rows(absolute=True, matrices=4)
 def rsm_frobenius(x: Tensor, y: Tensor) -> Tensor:
     """‖Dx - Dy‖_F of the two matrices (n, n) of Euclidean distances between rows; range [0, ∞), 0 = alike."""
     return (euclidean(x) - euclidean(y)).norm()
 
 
-@of_rows
+@of_rows(absolute=True, matrices=4)
 def rsm_spectral(x: Tensor, y: Tensor) -> Tensor:
     """‖Dx - Dy‖₂, the largest absolute eigenvalue of the difference of distances; range [0, ∞), 0 = alike."""
     return torch.linalg.eigvalsh(euclidean(x) - euclidean(y)).abs().max()
 
 
-@of_rows
+@of_rows(matrices=6)
 def distance_correlation(x: Tensor, y: Tensor) -> Tensor:
     """sqrt(dCov² / sqrt(dVar²x dVar²y)) of doubly centred Euclidean distances; biased, as CKA is.
 

@@ -1,12 +1,13 @@
 """CKA from Gram matrices of batches: for features so many that their moments do not fit into memory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from reptrans.errors import BadData, BadValue, ShapeMismatch
-from reptrans.similarity.pair import LEAST, of_rows, u_centred
+from reptrans.similarity.inputs import Inputs, joined, size_of
+from reptrans.similarity.pair import LEAST, largest_of, numbers, of_rows, power_of_two, refuse_scale, u_centred
 
 
 class Grams:
@@ -30,12 +31,15 @@ class Grams:
 
         Raises ShapeMismatch, and BadData for NaN, infinity or fewer than 4 examples.
         """
-        x, y = ([v] if isinstance(v, Tensor) else list(v) for v in (x, y))
-        sizes = {len(v) for v in (*x, *y)}
-        if len(sizes) > 1 or (len(x), len(y)) != tuple(self._hsic.shape):
+        x, y = (
+            [numbers(v, "a layer's activations") for v in (side if isinstance(side, (list, tuple)) else [side])]
+            for side in (x, y)
+        )
+        sizes = {len(v) if v.ndim == 2 else None for v in (*x, *y)}
+        if len(sizes) != 1 or None in sizes or (len(x), len(y)) != tuple(self._hsic.shape):
             raise ShapeMismatch(
-                f"These Grams are of {tuple(self._hsic.shape)} layers with the same examples; a batch of "
-                f"{[tuple(v.shape) for v in x]} and {[tuple(v.shape) for v in y]} came."
+                f"These Grams are of {tuple(self._hsic.shape)} layers with the same examples, (b, features); given "
+                f"{[tuple(v.shape) for v in x]} and {[tuple(v.shape) for v in y]}."
             )
         (b,) = sizes
         if b < LEAST:
@@ -86,22 +90,27 @@ def minibatch_cka(x: Tensor, y: Tensor, batch_size: int = 100) -> Tensor:
     return grams.value()
 
 
-def join_small(batches):
-    """The batches, (b, …) each; a last one of fewer than 4 examples joined to the one before."""
+def join_small(batches: Iterable[Inputs]) -> Iterator[Inputs]:
+    """The batches; one of fewer than 4 examples joined to the one before, where their shapes allow it."""
     held = None
     for batch in batches:
-        if held is not None and len(batch) >= LEAST:
+        both = joined(held, batch) if held is not None and size_of(batch) < LEAST else None
+        if held is not None and both is None:
             yield held
-        held = torch.cat([held, batch]) if held is not None and len(batch) < LEAST else batch
+        held = batch if both is None else both
     if held is not None:
         yield held
 
 
 def _gram(x: Tensor) -> Tensor:
-    """(b, b), U-centred in float64; the product in the precision given, around the first example:
+    """(b, b), U-centred in float64; the product in the precision given, around the first example and of the order of 1:
     U-centring takes any shift, and float32 keeps its digits."""
-    x = x - x[:1]
-    k = (x @ x.T).double()
-    if not torch.isfinite(k.diagonal().sum()):
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    largest = largest_of(x)
+    if not float(largest) < torch.inf:
         raise BadData("Activations hold NaN or infinity; look at the network and its input before comparing them.")
-    return u_centred(k)
+    refuse_scale(float(largest), "these Grams")
+    scale = power_of_two(largest)
+    x = x / scale
+    x = x - x[:1]
+    return u_centred((x @ x.T).double()) * scale.double().square()

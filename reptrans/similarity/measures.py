@@ -3,11 +3,14 @@
 Adding a measure is its function, its line here, and its values in the tests.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from reptrans.errors import UnknownName, suggest
+from torch import Tensor
+
+from reptrans.errors import BadValue, UnknownName, suggest
 from reptrans.similarity import cca, cka, distances, grams, neighbours, shapes
 
 ORTHOGONAL, PERMUTATION, SCALE, TRANSLATION, LINEAR = "orthogonal", "permutation", "scale", "translation", "linear"
@@ -15,7 +18,7 @@ ORTHOGONAL, PERMUTATION, SCALE, TRANSLATION, LINEAR = "orthogonal", "permutation
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure of two representations, and what may be relied on.
+    """A measure of two representations, and what may be relied on; to be called with x (n, p) and y (n, q).
 
     `alike`: "high" or "low", the end of `range` that means alike (`range[1]` or `range[0]`). `invariances`: changes of
     either representation that leave the value as it is; `y_only` those of the second alone.
@@ -31,9 +34,26 @@ class Measure:
     differentiable: bool = True
     y_only: frozenset[str] = frozenset()
 
+    def __call__(self, x: Tensor, y: Tensor, **options) -> Tensor:
+        """The measure of x (n, p) and y (n, q), tensors, NumPy arrays or lists; `options` are the function's."""
+        self.check_options(options)
+        return self.function(x, y, **options)
+
     @property
     def name(self) -> str:
         return self.function.__name__
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.alike == "high"
+
+    def check_options(self, options: dict) -> None:
+        """Raise BadValue for an option that the function does not have."""
+        known = list(inspect.signature(self.function).parameters)[2:]
+        for name in options:
+            if name not in known:
+                possible = suggest(name, known) if known else "It takes none."
+                raise BadValue(f"{self.name} has no option {name!r}. {possible}")
 
 
 _ROTATED = frozenset({ORTHOGONAL, PERMUTATION, SCALE, TRANSLATION})

@@ -8,25 +8,23 @@ import torch
 from torch import Tensor
 
 from reptrans.errors import BadData, BadValue, ShapeMismatch
-from reptrans.similarity.pair import LEAST, unbiased
+from reptrans.similarity.pair import LEAST, numbers, refuse_memory, refuse_scale, unbiased
 from reptrans.similarity.spectrum import Spectrum
 
 
 def channel_axis(shape: Sequence[int]) -> int:
-    """The axis of the channels in activations of `shape` (n, …).
+    """The usual axis of the channels in activations of `shape` (n, …): 1 in maps (n, c, h, w), else the last.
 
-    (n, d) and tokens (n, t, d): the last. Maps: axis 1 as in (n, c, h, w), unless the axes 1 and 2 are equal and the
-    last is not, as in (n, h, w, c) of Swin transformers.
+    Sizes cannot tell (n, h, w, c) from (n, c, h, w): where a network has its channels, `layers.channel_axes` knows.
     """
-    if len(shape) == 4 and not (shape[1] == shape[2] != shape[3]):
-        return 1
-    return len(shape) - 1
+    return 1 if len(shape) > 3 else len(shape) - 1
 
 
 def channel_blocks(activations: Tensor, axis: int | None = None) -> Tensor:
     """Activations (n, …) as (n, c, l): c channels, l places in each example (1 for plain feature vectors).
 
-    Every place of every example is one sample of the channels. A view where the layout allows it.
+    Every place of every example is one sample of the channels, which are at `axis`, by default the usual one, see
+    `channel_axis`. A view where the layout allows it.
     """
     axis = channel_axis(activations.shape) if axis is None else axis % activations.ndim
     return activations.movedim(axis, 1).flatten(2) if activations.ndim > 2 else activations.unsqueeze(2)
@@ -46,7 +44,7 @@ class Moments:
 
     With lists of widths for p and q, features are those of several layers side by side; `pair(i, j)` has the moments
     of two of them. `debiased` also keeps sums of squared norms times features, of fourth order, for the exact
-    debiased CKA.
+    debiased CKA. Raises BadValue for more features than memory would hold.
     """
 
     def __init__(
@@ -55,6 +53,7 @@ class Moments:
         self._widths = [[w] if isinstance(w, int) else list(w) for w in (p, q)]
         self.p, self.q = (sum(widths) for widths in self._widths)
         p, q, self.count = self.p, self.q, 0
+        refuse_memory(8 * (p + q) ** 2, f"the moments of {p} and {q} features", "Pool the features, or take fewer.")
         self._shift: Tensor | None = None
         self._sum = torch.zeros(p + q, dtype=torch.float64, device=device)
         self._product = torch.zeros(p + q, p + q, dtype=torch.float64, device=device)
@@ -69,7 +68,8 @@ class Moments:
 
         Raises ShapeMismatch where examples, places or features disagree; BadData for NaN or infinity.
         """
-        x, y = (v if v.ndim == 3 else v.unsqueeze(2) for v in (x, y))
+        x, y = (numbers(v, f"the batch of {name}") for v, name in ((x, "x"), (y, "y")))
+        x, y = (v.unsqueeze(2) if v.ndim == 2 else v for v in (x, y))
         self._check(x, y)
         examples = max(1, _AT_ONCE // x.shape[2])
         for part in zip(x.split(examples), y.split(examples), strict=True):
@@ -205,6 +205,11 @@ class Moments:
         return self.xy.square().sum() / (self.xx.norm() * self.yy.norm())
 
     def _check(self, x: Tensor, y: Tensor) -> None:
+        if not x.ndim == y.ndim == 3:
+            raise ShapeMismatch(
+                f"Moments take (n, features), or (n, channels, places); given {tuple(x.shape)} and {tuple(y.shape)}. "
+                "Give maps as channel_blocks(maps)."
+            )
         if x.shape[0] != y.shape[0] or x.shape[2] != y.shape[2]:
             raise ShapeMismatch(
                 f"Activations of the same examples and places are needed: {tuple(x.shape)} has {x.shape[0]} examples "
@@ -222,6 +227,8 @@ class _Centred:
     def __init__(self, moments: Moments):
         p, self.count, self._moments = moments.p, moments.count, moments
         covariance = moments._covariance
+        for spread in covariance.diagonal().split([p, moments.q]):
+            refuse_scale(float(spread.abs().sum().sqrt()), "these moments")
         # What a constant feature leaves of its rounded mean is no variance.
         varies = covariance.diagonal() > (8 * torch.finfo(torch.float64).eps * moments._shift).square()
         covariance = covariance * torch.outer(varies, varies)

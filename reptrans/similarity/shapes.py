@@ -8,7 +8,7 @@ from reptrans.errors import BadValue
 from reptrans.similarity.pair import Pair, of_moments, of_rows, refuse_full
 
 
-@of_moments
+@of_moments(absolute=True)
 def procrustes_angular(pair: Pair, alpha: float = 1.0) -> Tensor:
     """Angle between x and y after the best rotation: arccos(‖XᵀY‖_* / (‖X‖_F ‖Y‖_F)).
 
@@ -27,7 +27,7 @@ def procrustes_angular(pair: Pair, alpha: float = 1.0) -> Tensor:
     return _arccos(torch.linalg.svdvals(a[:, None] * s.core * b).sum() / (a.norm() * b.norm()))
 
 
-@of_moments
+@of_moments(absolute=True)
 def procrustes_size_shape(pair: Pair) -> Tensor:
     """Frobenius distance after the best rotation: sqrt(‖X‖² + ‖Y‖² - 2 ‖XᵀY‖_*).
 
@@ -47,7 +47,7 @@ def permutation_angular(pair: Pair) -> Tensor:
     return _arccos(_assigned(pair.xy).sum() / (_deviation(pair.xx) * _deviation(pair.yy)))
 
 
-@of_moments
+@of_moments(absolute=True)
 def permutation_euclid(pair: Pair) -> Tensor:
     """Frobenius distance after the best exchange of features, sqrt(‖X‖² + ‖Y‖² - 2 max_P tr(Pᵀ XᵀY)), 0 = alike."""
     squared = pair.xx.trace() + pair.yy.trace() - 2 * _assigned(pair.xy).sum()

@@ -10,18 +10,20 @@ from torch import Tensor, nn
 
 from reptrans.data import Dataset, Loader, Split
 from reptrans.errors import BadValue, ShapeMismatch
-from reptrans.layers import end, front
+from reptrans.layers import channel_axes, end, front
+from reptrans.layers.values import answer
 from reptrans.similarity import Moments, linear_cka
 from reptrans.stitching.direct import AffineMap, departure, direct_matching
 from reptrans.stitching.frozen import collect_moments, kept, logits_of, subset
 from reptrans.stitching.initial import BY_CHANCE, check_init, initial_map, mask_matrix
 from reptrans.stitching.settings import StitchingSettings
-from reptrans.stitching.stitch import Stitch, StitchedNetwork
+from reptrans.stitching.stitch import Stitch, StitchedNetwork, stitch_size
 from reptrans.stitching.targets import needs_parents
 from reptrans.stitching.task import train_stitch
 from reptrans.training import accuracy, classification_loss, pick_device
 
 _MOST_FLAT = 8192  # features of both sides together; their moments are this number squared, in float64
+_MOST_WEIGHTS = 2**28  # of one stitch: 2 GiB in float64, and as much again for each moment of its optimiser
 
 
 @dataclass
@@ -74,7 +76,7 @@ class Stitching:
             )
         self.fronts = {f: front(self.front_net, f) for f, _ in pairs}
         self.ends = {e: end(self.end_net, e, keep_skip=s.keep_skip, example=self._example) for _, e in pairs}
-        self.shapes = self._shapes()
+        self.shapes, self.axes = self._shapes_and_axes()
         for f, e in pairs:
             self._check_pair(f, e)
 
@@ -118,7 +120,9 @@ class Stitching:
         if not self.settings.needs_moments:
             return {}
         once = self.train.over(self.dataset.train, shuffle=False, drop_last=False)
-        return collect_moments(self.front_net, self.end_net, self.pairs, once, self.shapes[1], self.settings.flatten)
+        return collect_moments(
+            self.front_net, self.end_net, self.pairs, once, self.shapes[1], self.settings.flatten, self.axes
+        )
 
     def _frozen(self, net: nn.Module) -> nn.Module:
         return net.to(self.device, self.settings.torch_dtype).eval().requires_grad_(False)
@@ -131,7 +135,7 @@ class Stitching:
     def _check_classes(self) -> None:
         for role, net in (("front", self.front_net), ("end", self.end_net)):
             with torch.no_grad():
-                classes = net(self._example).shape[-1]
+                classes = answer(net(self._example), f"the {role} network").shape[-1]
             if classes != self.dataset.num_classes:
                 raise ShapeMismatch(
                     f"The {role} network {type(net).__name__} tells {classes} classes apart, but {self.dataset.name} "
@@ -140,27 +144,40 @@ class Stitching:
                 )
 
     @torch.no_grad()
-    def _shapes(self) -> tuple[dict[str, tuple[int, ...]], ...]:
-        """The shape of one example's activations, by layer, of the front and of the end network."""
-        return tuple(
-            {
-                name: tuple(front(net, name)(self._example).shape[1:])
-                for name in sorted({pair[i] for pair in self.pairs})
-            }
-            for i, net in enumerate((self.front_net, self.end_net))
-        )
+    def _shapes_and_axes(self) -> tuple[tuple[dict, dict], tuple[dict, dict]]:
+        """By layer of the front and of the end network: the shape of one example's activations, and their channels."""
+        shapes, axes = [], []
+        for i, net in enumerate((self.front_net, self.end_net)):
+            names = sorted({pair[i] for pair in self.pairs})
+            found = front(net, names)(self._example)
+            shapes.append({name: tuple(value.shape[1:]) for name, value in found.items()})
+            axes.append(channel_axes(net, names, self._example))
+        return tuple(shapes), tuple(axes)
 
-    def _pair_shapes(self, front_layer: str, end_layer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return self.shapes[0][front_layer], self.shapes[1][end_layer]
+    def _pair_facts(self, front_layer: str, end_layer: str) -> dict[str, tuple]:
+        """What `Stitch` and `stitch_size` are told of a pair."""
+        front_shape, end_shape = self.shapes[0][front_layer], self.shapes[1][end_layer]
+        return {"shapes": (front_shape, end_shape), "axes": (self.axes[0][front_layer], self.axes[1][end_layer])}
+
+    def _size(self, front_layer: str, end_layer: str) -> tuple[int, int]:
+        """(p, q) of the pair's stitch, without making it."""
+        facts = self._pair_facts(front_layer, end_layer)
+        return stitch_size(*facts["shapes"], facts["axes"], self.settings.flatten)
 
     def _stitch(self, front_layer: str, end_layer: str, **form) -> Stitch:
         """A new stitch for the pair, whose weights are to be set; the caller's random state stays as it is."""
+        facts = self._pair_facts(front_layer, end_layer)
         with torch.random.fork_rng(devices=[]):
-            return Stitch(*self._pair_shapes(front_layer, end_layer), flatten=self.settings.flatten, **form)
+            return Stitch(*facts["shapes"], axes=facts["axes"], flatten=self.settings.flatten, **form)
 
     def _check_pair(self, front_layer: str, end_layer: str) -> None:
         s = self.settings
-        q, p = self._stitch(front_layer, end_layer).weight.shape
+        p, q = self._size(front_layer, end_layer)
+        if p * q > _MOST_WEIGHTS:
+            raise BadValue(
+                f"a stitch of {p} → {q} features at {front_layer} has {p * q / 1e9:.1f} billion weights, more than "
+                f"{_MOST_WEIGHTS / 1e9:.1f}. Choose a deeper layer, or flatten=False."
+            )
         check_init(s.init, p, q, s.mask != "identity", s.form)
         if s.needs_moments and p + q > _MOST_FLAT:
             raise BadValue(
@@ -173,7 +190,7 @@ class Stitching:
 
     def _direct(self, front_layer: str, end_layer: str) -> list[str]:
         """The closed forms asked for; without the identity where widths differ and there is none."""
-        q, p = self._stitch(front_layer, end_layer).weight.shape
+        p, q = self._size(front_layer, end_layer)
         return [kind for kind in self.settings.direct_kinds if kind != "identity" or p == q]
 
     def _network(self, stitch: Stitch, front_layer: str, end_layer: str, start: AffineMap) -> StitchedNetwork:
@@ -183,7 +200,7 @@ class Stitching:
     def _start(self, front_layer: str, end_layer: str, m: Moments | None) -> StitchedNetwork:
         """The stitch that training starts from."""
         s, generator = self.settings, torch.Generator().manual_seed(self.seed)
-        q, p = self._stitch(front_layer, end_layer).weight.shape
+        p, q = self._size(front_layer, end_layer)
         mask = mask_matrix(s.mask, p, q, m, generator)
         form = s.form if mask is None else "masked"
         start = initial_map(

@@ -8,16 +8,20 @@ import pandas as pd
 from pydantic import Field
 from torch import Tensor, nn
 
-from reptrans.checkpoints import TrainingParameters, load_network, load_tensors, save_tensors
+from reptrans.checkpoints import TrainingParameters, fingerprint, load_network, load_tensors, save_tensors
 from reptrans.data import Dataset
 from reptrans.errors import BadValue, CannotCut
+from reptrans.files import file_name
 from reptrans.layers import cuttable_layers
 from reptrans.models import build
-from reptrans.notebook import names
+from reptrans.notebook import once, parts
+from reptrans.paths import expanded
 from reptrans.progress import progress
 from reptrans.stitching.experiment import Stitching
 from reptrans.stitching.settings import StitchingSettings
+from reptrans.tensorfiles import digest_of
 from reptrans.training import Plan
+from reptrans.training.resume import structure
 
 
 class StitchingRun(StitchingSettings, TrainingParameters):
@@ -37,7 +41,7 @@ class StitchingRun(StitchingSettings, TrainingParameters):
     layer: str = "bn3"
     front_layer: str = ""
     end_layer: str = ""
-    seeds: int = Field(3, ge=1)
+    seeds: int = Field(3, ge=1, le=1000)
 
     def plan(self, seed: int) -> Plan:
         return replace(super().plan(seed), portable=True)
@@ -65,6 +69,10 @@ def network_pairs(p: StitchingRun, dataset: Dataset) -> list[tuple[int, Side, Si
             f"{len(fronts)} front checkpoints and {len(ends)} end checkpoints make no pairs; give as many of one as of "
             "the other, or one of either."
         )
+    if len(fronts) == len(ends):
+        once(list(zip(fronts, ends, strict=True)))
+    else:
+        once(max(fronts, ends, key=len))
     count = given if given > 1 else p.seeds
     around = max(count, 2)
     pairs = [
@@ -82,10 +90,13 @@ def _rehearse(p: StitchingRun, dataset: Dataset, front: Side, end: Side) -> None
 
 
 def _paths(text: str) -> list[Path]:
-    paths = [Path(name).expanduser() for name in names(text)]
+    paths = [expanded(name, "a checkpoint") for name in ([text] if Path(text).is_file() else parts(text))]
     for path in paths:
         if not path.is_file():
-            raise BadValue(f"There is no checkpoint {path}. Give the path of a .safetensors, .pt or .pth file.")
+            raise BadValue(
+                f"There is no checkpoint {path}. Give the path of a .safetensors, .pt or .pth file. Of several, one "
+                "that holds a comma stands in double quotes."
+            )
     return paths
 
 
@@ -111,12 +122,12 @@ def layer_pairs(p: StitchingRun, front_net: nn.Module, end_net: nn.Module) -> li
         if not both:
             raise CannotCut("The two networks share no name of a layer; name front_layer and end_layer.")
         return [(name, name) for name in both]
-    fronts, ends = names(p.front_layer or p.layer), names(p.end_layer or p.layer)
+    fronts, ends = parts(p.front_layer or p.layer), parts(p.end_layer or p.layer)
     if not (fronts and ends):
         raise BadValue("no layer is named. Give layer a name, names joined by commas, or all.")
     if len(fronts) != len(ends):
         raise BadValue(f"{len(fronts)} front layers and {len(ends)} end layers make no pairs; give as many of both.")
-    return list(zip(fronts, ends, strict=True))
+    return once(list(zip(fronts, ends, strict=True)))
 
 
 def stitch_networks(
@@ -125,22 +136,33 @@ def stitch_networks(
     """Stitch every pair of networks at every layer: (rows, weights and biases by name, a row for each epoch).
 
     `keep(name)` gives a path in the run's folder; every finished piece (one pair of networks, one pair of layers) is
-    stored there, and training within a piece too, so that an interrupted run goes on where it was.
+    stored there, and training within a piece too, so that an interrupted run goes on where it was. The name tells
+    pieces of other weights and other images apart.
     """
     rows, arrays, histories = [], {}, []
     for seed, front_side, end_side in network_pairs(p, dataset):
         front_net, end_net = front_side.get(), end_side.get()
         pairs = layer_pairs(p, front_net, end_net)
         stitching = Stitching(front_net, end_net, pairs, dataset, p, seed=seed)
+        of = _content(front_net, end_net, dataset)
         for f, e in progress(pairs, f"{front_side.name} → {end_side.name}"):
             name = f"seed{seed}-{f}-{e}" if f != e else f"seed{seed}-{f}"
-            table, maps, history = _piece(stitching, f, e, keep(f"{name}.safetensors"), keep(f"{name}.training"))
+            stored = f"{file_name(name)}-{of}"
+            table, maps, history = _piece(stitching, f, e, keep(f"{stored}.safetensors"), keep(f"{stored}.training"))
             table.insert(1, "end", end_side.name)
             table.insert(1, "front", front_side.name)
             rows.append(table)
             histories.append(history.assign(seed=seed, front_layer=f, end_layer=e))
             arrays |= {f"{name}/{kind}/{part}": v for kind, map_ in maps.items() for part, v in map_.items()}
     return pd.concat(rows, ignore_index=True), arrays, pd.concat(histories, ignore_index=True)
+
+
+def _content(front_net: nn.Module, end_net: nn.Module, dataset: Dataset) -> str:
+    """8 hex digits of both networks, as they are built and with their weights, and of the data set."""
+    nets = {"front": front_net, "end": end_net}
+    weights = {f"{side}.{name}": value for side, net in nets.items() for name, value in net.state_dict().items()
+               if isinstance(value, Tensor)}  # fmt: skip
+    return digest_of(weights, [structure(net) for net in nets.values()], fingerprint(dataset))[:8]
 
 
 def _piece(

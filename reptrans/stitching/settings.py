@@ -26,7 +26,7 @@ class StitchingSettings(Parameters):
     init: Literal[INITS] = "ps_inv"
     mask: Literal[MASKS] = "identity"
     form: Literal[FORMS[:-1]] = "free"
-    rank: int = Field(4, ge=1)
+    rank: int = Field(4, ge=1, le=100_000)
     ridge: float = Field(1e-3, ge=0)
     flatten: bool = False
     batch_norm: bool = False

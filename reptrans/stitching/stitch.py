@@ -1,12 +1,14 @@
 """The stitch: an affine map over the channel axis, and the network that it makes of a front and an end."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 from reptrans.errors import BadValue, ShapeMismatch, UnknownName, suggest
-from reptrans.similarity import channel_axis
+from reptrans.layers.values import answer
 
 FORMS = ("free", "low rank", "orthogonal", "masked")
 
@@ -14,9 +16,12 @@ FORMS = ("free", "low rank", "orthogonal", "masked")
 class Stitch(nn.Module):
     """y = W x + b over the channels of activations, the same at every place.
 
-    `front_shape`, `end_shape`: shapes of one example's activations, (c, h, w), (h, w, c), (t, d) or (d,).
-    Where the places differ in number (h, w), maps are resized first: bilinear, antialiased. With `flatten` one dense
-    map from all of c·h·w to all of c'·h'·w' takes the place of the channel map.
+    `front_shape`, `end_shape`: shapes of one example's activations, (c, h, w), (h, w, c), (t, d) or (d,), and `axes`
+    where each has its channels: 1 or -1, by default 1 for maps and -1 for others; see `layers.channel_axes`.
+    Where the places differ in number (h, w), maps are resized first: bilinear, antialiased. Tokens meet maps as the
+    square grid of patches that they are: what stands before the patches, a class token, is dropped on the way to maps,
+    and is the mean of all places on the way to tokens. With `flatten` one dense map from all of c·h·w to all of
+    c'·h'·w' takes the place of the channel map.
     `form`: "free"; "low rank" W = A B with `rank` inner channels; "orthogonal" W = s Q with trained scale s and
     (semi-)orthogonal Q; "masked" W = W₀ ∘ mask with a fixed `mask` (c', c). `batch_norm` puts a batch norm before and
     after, as Bansal et al. (2021) do.
@@ -30,6 +35,7 @@ class Stitch(nn.Module):
         front_shape: tuple[int, ...],
         end_shape: tuple[int, ...],
         *,
+        axes: tuple[int | None, int | None] = (None, None),
         form: str = "free",
         rank: int | None = None,
         mask: Tensor | None = None,
@@ -38,10 +44,8 @@ class Stitch(nn.Module):
     ):
         super().__init__()
         self.front_shape, self.end_shape, self.flatten = tuple(front_shape), tuple(end_shape), flatten
-        if flatten:
-            self.axis, p, q = 1, torch.Size(front_shape).numel(), torch.Size(end_shape).numel()
-        else:
-            self.axis, p, q = _channels(self.front_shape, self.end_shape)
+        self.axes = tuple(axis_of(s, a) for s, a in zip((self.front_shape, self.end_shape), axes, strict=True))
+        p, q = stitch_size(self.front_shape, self.end_shape, self.axes, flatten)
         self.weight = nn.Parameter(torch.empty(q, p))
         self.bias = nn.Parameter(torch.empty(q))
         self.before = nn.BatchNorm1d(p) if batch_norm else None
@@ -85,21 +89,82 @@ class Stitch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.flatten:
             return self._affine(x.flatten(1)).unflatten(1, self.end_shape)
-        return self._affine(resize_to(x, self.end_shape))
+        x = self._affine(at_places(channels_first(x, self.axes[0]), places_of(self.end_shape, self.axes[1])))
+        return x if self.axes[1] == 1 else x.movedim(1, -1)
 
     def _affine(self, x: Tensor) -> Tensor:
-        if self.axis == 1 and x.ndim == 4 and self.before is None:
+        """Of (n, c, places), or of all features in a row with `flatten`."""
+        if x.ndim == 4 and self.before is None:
             return F.conv2d(x, self.weight[:, :, None, None], self.bias)
-        x = x.movedim(self.axis, -1)
+        x = x.movedim(1, -1)
         x = _over_rows(self.before, x)
-        return _over_rows(self.after, F.linear(x, self.weight, self.bias)).movedim(-1, self.axis)
+        return _over_rows(self.after, F.linear(x, self.weight, self.bias)).movedim(-1, 1)
 
 
-def resize_to(x: Tensor, end_shape: tuple[int, ...]) -> Tensor:
-    """Maps x (n, c, h, w) at the size of `end_shape` (c', h', w'), bilinear and antialiased; others as they are."""
-    if x.ndim < 4 or channel_axis(x.shape) != 1 or x.shape[2:] == end_shape[1:]:
+def stitch_size(
+    front: tuple[int, ...],
+    end: tuple[int, ...],
+    axes: tuple[int | None, int | None] = (None, None),
+    flatten: bool = False,
+) -> tuple[int, int]:
+    """(p, q), features of the two sides of a stitch between activations of these shapes; ShapeMismatch for none."""
+    if flatten:
+        return torch.Size(front).numel(), torch.Size(end).numel()
+    axes = [axis_of(shape, axis) for shape, axis in zip((front, end), axes, strict=True)]
+    grids = [places_of(shape, axis) for shape, axis in zip((front, end), axes, strict=True)]
+    tokens = [grid for grid in grids if len(grid) == 1]
+    if grids[0] != grids[1] and (() in grids or len(tokens) == 2):
+        raise ShapeMismatch(
+            f"Activations of shape {front} and {end} share no channel map: maps are resized to maps, but tokens and "
+            "vectors need equal places. Choose another pair of layers, or flatten=True for one dense map of all."
+        )
+    if grids[0] != grids[1] and tokens:
+        _square(*tokens[0])
+    return tuple(shape[0] if axis == 1 else shape[-1] for shape, axis in zip((front, end), axes, strict=True))
+
+
+def channels_first(x: Tensor, axis: int) -> Tensor:
+    """Activations (n, …) with the channels at `axis`, 1 or -1, as (n, c, places)."""
+    return x if axis == 1 or x.ndim == 2 else x.movedim(-1, 1)
+
+
+def places_of(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """The places in activations of one example: (h, w) of maps, (t,) of tokens, () of a vector."""
+    return tuple(shape[1:] if axis == 1 else shape[:-1])
+
+
+def at_places(x: Tensor, places: tuple[int, ...]) -> Tensor:
+    """x (n, c, …) at other places: maps are resized, tokens become maps and maps tokens; see `Stitch`."""
+    if tuple(x.shape[2:]) == tuple(places):
         return x
-    return F.interpolate(x, end_shape[1:], mode="bilinear", antialias=True)
+    if x.ndim == 3:
+        side, before = _square(x.shape[2])
+        return at_places(x[:, :, before:].unflatten(2, (side, side)), places)
+    if len(places) == 2:
+        return F.interpolate(x, tuple(places), mode="bilinear", antialias=True)
+    side, before = _square(*places)
+    patches = at_places(x, (side, side)).flatten(2)
+    return torch.cat([patches.mean(2, keepdim=True).expand(-1, -1, before), patches], 2)
+
+
+def _square(tokens: int) -> tuple[int, int]:
+    """(side of the square of patches, tokens before it); ShapeMismatch for what no vision transformer has.
+
+    Before the patches come none, a class token, one more of a teacher, or a class token and four registers.
+    """
+    side = math.isqrt(tokens)
+    if tokens - side**2 not in (0, 1, 2, 5):
+        raise ShapeMismatch(
+            f"{tokens} tokens are no square of patches behind a few others, so they are no map. Choose a layer with "
+            "maps on both sides, tokens on both, or flatten=True."
+        )
+    return side, tokens - side**2
+
+
+def axis_of(shape: tuple[int, ...], axis: int | None) -> int:
+    """Where one example's activations have their channels: `axis`, or the usual place, 1 of maps and -1 of others."""
+    usual = 1 if len(shape) == 3 else -1
+    return usual if axis is None or len(shape) == 1 else axis
 
 
 def _over_rows(norm: nn.Module | None, x: Tensor) -> Tensor:
@@ -112,19 +177,6 @@ def _affine_of(norm: nn.BatchNorm1d | None, size: int) -> tuple[Tensor, Tensor]:
         return torch.ones(size), torch.zeros(size)
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     return scale, norm.bias - scale * norm.running_mean
-
-
-def _channels(front: tuple[int, ...], end: tuple[int, ...]) -> tuple[int, int, int]:
-    """(axis, p, q) for a channel map between the two shapes; ShapeMismatch where there is none."""
-    a, b = channel_axis((1, *front)), channel_axis((1, *end))
-    places = lambda shape, axis: shape[: axis - 1] + shape[axis:]  # noqa: E731
-    same_places = places(front, a) == places(end, b)
-    if a != b or len(front) != len(end) or not (same_places or (a == 1 and len(front) == 3)):
-        raise ShapeMismatch(
-            f"Activations of shape {front} and {end} share no channel map: maps are resized to maps, but tokens and "
-            "vectors need equal places. Choose another pair of layers, or flatten=True for one dense map of all."
-        )
-    return a, front[a - 1], end[b - 1]
 
 
 def _parametrise(stitch: Stitch, form: str, rank: int | None, mask: Tensor | None) -> None:
@@ -216,4 +268,4 @@ class StitchedNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         stitched = self.stitch(self.front(images))
-        return self.end(stitched, images) if self.keep_skip else self.end(stitched)
+        return answer(self.end(stitched, images) if self.keep_skip else self.end(stitched))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from reptrans.data import Batch, Loader, Split
+from reptrans.layers.values import answer
 from reptrans.similarity import linear_cka
 from reptrans.stitching.frozen import kept
 from reptrans.stitching.stitch import StitchedNetwork
@@ -53,12 +54,12 @@ def train_stitch(
     def objective(batch: Batch, progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         with torch.no_grad():
             if tables is None:
-                known = {name: module(batch.images) for name, module in frozen.items()}
+                known = {name: answer(module(batch.images)) for name, module in frozen.items()}
             else:
                 known = {name: table[batch.index] for name, table in tables.items() if name != "front"}
                 known["front"] = batch.images
         stitched = network.stitch(known["front"])
-        logits = network.end(stitched, batch.images) if network.keep_skip else network.end(stitched)
+        logits = answer(network.end(stitched, batch.images) if network.keep_skip else network.end(stitched))
         if soft:
             loss = soft_target_loss(target, logits, known["soft_1"], known["soft_2"], temperature)
         else:

@@ -1,7 +1,7 @@
 """One run of a sweep: papermill in a process of its own, in a folder of its own, and what became of it.
 
 A run's folder holds the executed notebook, the folder that its `Run` makes, and `outcome.json`, written when the run
-is over. So a run without an outcome is missing, whatever happened to it.
+is over. So a run without an outcome is missing, whatever happened to it; so is one with a file that is not whole.
 """
 
 import errno
@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pyarrow
 import yaml
 from filelock import FileLock
+from pyarrow import parquet
 
-from reptrans.errors import CannotWrite, NotAvailable
+from reptrans.errors import BadData, CannotWrite, NotAvailable
 from reptrans.files import atomic, reason
+from reptrans.runs import read_record
 from reptrans.sweeps import attached
 
 Outcome = dict[str, Any]
@@ -62,15 +65,16 @@ class Job:
 
     def outcome(self) -> Outcome | None:
         """How the run ended; None if it has not, or if its rows have gone since."""
-        path = self.folder / "outcome.json"
-        found = json.loads(path.read_text()) if path.is_file() else None
-        return None if found and found["status"] == "finished" and not self.rows() else found
+        try:
+            found = json.loads((self.folder / "outcome.json").read_text())
+            status = found["status"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+        return found if status == "failed" or (status == "finished" and self.rows()) else None
 
     def rows(self) -> list[Path]:
         """The tables of rows that the notebook's finished runs have left."""
-        records = sorted(self.folder.glob("*/run.json"))
-        finished = [path for path in records if json.loads(path.read_text())["status"] == "finished"]
-        return [path.with_name("rows.parquet") for path in finished if path.with_name("rows.parquet").is_file()]
+        return [path for path in sorted(self.folder.glob("*/rows.parquet")) if _is_whole(path)]
 
     def keep(self, outcome: Outcome) -> Outcome:
         """Write the outcome down, whole or not at all."""
@@ -109,6 +113,15 @@ def stop_all() -> None:
     """End all attempts of this process."""
     for process in list(running):
         process.kill()
+
+
+def _is_whole(rows: Path) -> bool:
+    """Whether this table has an end, as it has once it is written, and its run has finished."""
+    try:
+        parquet.read_metadata(rows)
+        return read_record(rows.parent)["status"] == "finished"
+    except (pyarrow.ArrowException, OSError, BadData):
+        return False
 
 
 def _execute(job: Job, gpu: str | None) -> Outcome:

@@ -6,7 +6,8 @@ Everything is checked against the notebook's cell of parameters, before the firs
 import ast
 import csv
 from collections.abc import Iterable, Mapping
-from itertools import product
+from itertools import islice, product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from reptrans.errors import BadData, BadValue, UnknownName, suggest
 
 Point = dict[str, Any]
 Grid = Mapping[str, str | Iterable[Any]]
+
+MOST = 10**6  # runs of one sweep; a program may set it higher
 
 
 def points(notebook: str | Path, grid: Grid | None = None, table: str | Path | None = None) -> list[Point]:
@@ -27,7 +30,8 @@ def points(notebook: str | Path, grid: Grid | None = None, table: str | Path | N
 
     Raises:
         UnknownName: a name that is no parameter of the notebook.
-        BadValue: a text that is no value of the parameter's type; a name given twice; nothing given.
+        BadValue: a text that is no value of the parameter's type; a name given twice; nothing given; more than `MOST`
+            runs.
         BadData: a notebook or table that cannot be read.
     """
     known = declared(notebook)
@@ -37,6 +41,8 @@ def points(notebook: str | Path, grid: Grid | None = None, table: str | Path | N
         raise BadValue(f"{', '.join(sorted(twice))}: given both in {table} and by name. Leave one of them out.")
     if not grid and not table:
         raise BadValue(f"nothing to sweep over. Name parameters and their values: {', '.join(known)}")
+    if (count := len(lines) * prod(map(len, grid.values()))) > MOST:
+        raise BadValue(f"these are {count:,} runs or more; a sweep has {MOST:,} at most. Give fewer values.")
     combined = [line | dict(zip(grid, values, strict=True)) for line in lines for values in product(*grid.values())]
     typed = [{name: _typed(name, value, known) for name, value in point.items()} for point in combined]
     return list({repr(point): point for point in typed}.values())
@@ -75,7 +81,7 @@ def _literal(text: str) -> Any:
 def _split(name: str, values: str | Iterable[Any]) -> list[Any]:
     if isinstance(values, str):
         values = next(csv.reader([values], skipinitialspace=True), [])
-    values = list(values)
+    values = list(islice(values, MOST + 1))
     if not values:
         raise BadValue(f"{name}: no value is given. An empty text is written as '\"\"'.")
     return values

@@ -16,12 +16,14 @@ from typing import Any
 import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
+import pyarrow
 from filelock import FileLock, Timeout
+from pyarrow import parquet
 
 from reptrans.errors import BadData, BadValue, CannotWrite, NotAvailable
 from reptrans.files import atomic
 from reptrans.paths import data_root, shown
-from reptrans.runs import Run
+from reptrans.runs import Run, read_record
 from reptrans.sweeps import engines
 from reptrans.sweeps.attempt import Job, Outcome
 from reptrans.sweeps.drawing import draw
@@ -107,7 +109,7 @@ def _alone(folder: Path, record: dict[str, Any]) -> Iterator[None]:
         raise CannotWrite(f"could not make the folder {folder}: {error.strerror}. Choose another folder.") from error
     with lock:
         if (folder / "run.json").is_file():
-            held = json.loads((folder / "run.json").read_text()).get("parameters", {})
+            held = _held(folder, record)
             if held.get("key") != record["key"]:
                 raise BadValue(
                     f"{folder} holds another sweep ({held.get('notebook')}, {len(held.get('runs', []))} runs): its "
@@ -116,6 +118,20 @@ def _alone(folder: Path, record: dict[str, Any]) -> Iterator[None]:
         elif any(not path.name.startswith(".") for path in folder.iterdir()):
             raise BadValue(f"{folder} holds other things than a sweep. Choose another folder, or none.")
         yield
+
+
+def _held(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The record of the sweep that the folder holds. Where that is not whole, the usual name of the folder will do."""
+    try:
+        return read_record(folder).get("parameters", {})
+    except BadData as error:
+        if not folder.name.endswith(record["key"]):
+            raise BadData(
+                f"{folder} holds a sweep whose run.json is not whole, so that nobody knows which. Choose another "
+                "folder, or none for one of its own."
+            ) from error
+        _say(f"{folder / 'run.json'} is not whole, and will be written anew")
+        return record
 
 
 def _forget_failures(jobs: Iterable[Job]) -> None:
@@ -128,6 +144,9 @@ def _do(jobs: list[Job], submit: engines.Submit) -> None:
     """Do what is missing, and say how it goes."""
     missing = [job for job in jobs if job.outcome() is None]
     _say(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them done before")
+    for job in missing:
+        if (job.folder / "outcome.json").exists():
+            _say(f"{job.label}: its record or its rows are gone or not whole; it will be done again")
     started = time.monotonic()
     try:
         for number, (job, outcome) in enumerate(_outcomes(missing, submit), start=1):
@@ -195,8 +214,15 @@ def _rows(jobs: list[Job]) -> pd.DataFrame:
     for job in jobs:
         given = {"run": job.name} | job.parameters
         for path in job.rows() if job.outcome()["status"] == "finished" else []:
-            lines += [given | row for row in pd.read_parquet(path).to_dict("records")]
+            lines += [given | row for row in _read(path).to_dict("records")]
     return _table(lines)
+
+
+def _read(rows: Path) -> pd.DataFrame:
+    try:
+        return parquet.read_table(rows, page_checksum_verification=True).to_pandas()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise BadData(f"{rows} is damaged. Remove it, and start the sweep again, which does its run anew.") from error
 
 
 def _table(lines: list[dict[str, Any]]) -> pd.DataFrame:

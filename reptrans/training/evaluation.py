@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reptrans.errors import BadValue, ShapeMismatch
+from reptrans.errors import BadData, BadValue, ShapeMismatch
+from reptrans.training.batches import answers_of, batches, checked_network
+from reptrans.training.schedule import Plan, autocast
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -34,7 +36,10 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def predict(net: nn.Module, loader: Iterable) -> tuple[Tensor, Tensor]:
-    """(logits, labels) of all the loader's images, in its order, on the CPU; the network in eval mode meanwhile."""
+    """(logits, labels) of all the loader's images, in its order, on the CPU; the network in eval mode meanwhile.
+
+    `loader`: batches as `evaluate` takes them.
+    """
     with _answers(net, loader) as answers:
         pairs = [(logits.cpu(), labels.cpu()) for logits, labels in answers]
     if not pairs:
@@ -42,20 +47,25 @@ def predict(net: nn.Module, loader: Iterable) -> tuple[Tensor, Tensor]:
     return torch.cat([logits for logits, _ in pairs]), torch.cat([labels for _, labels in pairs])
 
 
-def evaluate(net: nn.Module, loader: Iterable) -> dict[str, float]:
+def evaluate(net: nn.Module, loader: Iterable, plan: Plan | None = None) -> dict[str, float]:
     """{"accuracy": in [0, 1], "cross_entropy": nats per image, "images": how many}, the network in eval mode meanwhile.
 
-    Means are over images, not over batches. For several true labels at once both are also means over labels.
+    `loader`: one of `dataset.loader`, a torch DataLoader, or any iterable of batches (images, labels), or of mappings
+    with both; they are moved to the network. `net` may return its logits in a dict or tuple (see `answer`). With a
+    `plan` of precision "bfloat16" the network computes in it. Means are over images, not over batches. For several true
+    labels at once both are also means over labels. Raises BadValue, BadData, ShapeMismatch.
     """
-    right = loss = entries = images = 0
-    with _answers(net, loader) as answers:
+    sums, entries, images = [], 0, 0
+    with _answers(net, loader, plan) as answers:
         for logits, labels in answers:
-            right += int(_right(logits, labels).sum())
-            loss += float(_loss(logits.to(wide(logits.device)), labels, "sum"))
+            right, loss = _right(logits, labels).sum(), _loss(logits.to(wide(logits.device)), labels, "sum")
+            sums.append(torch.stack([right.to(loss.dtype), loss]))
             entries += labels.numel()
             images += len(labels)
     if not images:
         raise _no_images()
+    # Fetched together, for every fetch stops a GPU.
+    right, loss = (sum(column) for column in zip(*torch.stack(sums).tolist(), strict=True))
     return {"accuracy": right / entries, "cross_entropy": loss / entries, "images": images}
 
 
@@ -87,6 +97,17 @@ def keeping_random_state(device: torch.device) -> Iterator[None]:
         yield
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the CPU's and `device`'s generator."""
+    # torch.manual_seed would reseed every GPU, also those whose state nobody gives back.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
 def device_of(net: nn.Module) -> torch.device:
     """Where the network's first parameter or buffer is; the CPU if it has none."""
     return next((tensor.device for tensor in (*net.parameters(), *net.buffers())), torch.device("cpu"))
@@ -98,12 +119,12 @@ def wide(device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def _answers(net: nn.Module, loader: Iterable) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+def _answers(net: nn.Module, loader: Iterable, plan: Plan | None = None) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     """An iterator over (logits, labels) of each batch, to be used inside the with-block."""
-    epoch = getattr(loader, "epoch", None)
+    device, epoch = device_of(checked_network(net)), getattr(loader, "epoch", None)
     try:
-        with evaluating(net), keeping_random_state(device_of(net)), torch.no_grad():
-            yield ((net(images), labels) for images, labels, *_ in loader)
+        with evaluating(net), keeping_random_state(device), torch.no_grad(), autocast(plan, device):
+            yield ((answers_of(net, batch.images), batch.labels) for batch in batches(loader, device))
     finally:
         if epoch is not None:
             loader.epoch = epoch
@@ -112,7 +133,7 @@ def _answers(net: nn.Module, loader: Iterable) -> Iterator[Iterator[tuple[Tensor
 def _loss(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
     if _several(logits, labels):
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction=reduction)
-    return F.cross_entropy(logits, labels, reduction=reduction)
+    return F.cross_entropy(logits, labels.long(), reduction=reduction)
 
 
 def _right(logits: Tensor, labels: Tensor) -> Tensor:
@@ -122,10 +143,25 @@ def _right(logits: Tensor, labels: Tensor) -> Tensor:
 def _several(logits: Tensor, labels: Tensor) -> bool:
     """Whether labels are (n, k), several true at once, and not (n,) class numbers."""
     if logits.ndim == 2 and (labels.shape == logits.shape or labels.shape == logits.shape[:1]):
+        if labels.ndim == 1:
+            check_labels(labels, logits.shape[1])
         return labels.ndim == 2
     raise ShapeMismatch(
         f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not fit. Logits must be (n, k); labels (n,) "
         "class numbers, or (n, k) zeros and ones."
+    )
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raise BadData for labels (n,) that are no numbers of `classes` classes; their values are looked at on the CPU."""
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise BadData(f"the labels are {labels.dtype}; they must be whole numbers of classes: labels.long().")
+    # On a GPU a look would wait for all that is under way.
+    if labels.device.type != "cpu" or not len(labels) or (labels.min() >= 0 and labels.max() < classes):
+        return
+    raise BadData(
+        f"the labels go from {int(labels.min())} to {int(labels.max())}, but the network has the classes 0 to "
+        f"{classes - 1}. Build it with as many classes as the data have, or number them from 0."
     )
 
 

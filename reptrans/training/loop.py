@@ -4,7 +4,6 @@ Classifiers, stitches, students and connectors are all trained by `fit`; what di
 learning rates are in `schedule`, what is left on disk in `resume`, looking at results in `evaluation`.
 """
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -17,16 +16,18 @@ from torch import nn
 
 from reptrans.errors import BadValue, ShapeMismatch, suggest
 from reptrans.progress import progress
+from reptrans.training.batches import answers_of, batches, checked_network
 from reptrans.training.evaluation import (
     accuracy,
     classification_loss,
     evaluate,
     keeping_modes,
     keeping_random_state,
+    seed_generators,
 )
 from reptrans.training.resume import Keeper, identity
 from reptrans.training.rounding import round_to_single
-from reptrans.training.schedule import Plan, build_optimiser, learning_rate_factor
+from reptrans.training.schedule import Plan, autocast, build_optimiser, learning_rate_factor
 from reptrans.training.terms import Scalars, Sums, row_of, total_of
 
 Objective = Callable[[object, float], tuple[Scalars, Scalars]]
@@ -51,6 +52,8 @@ def fit(
 
     `objective(batch, progress) -> (terms, figures)`: named scalars, means over the batch; figures are only reported;
     progress in [0, 1) is the share of all steps already done. Nothing but `parameters` gets gradients.
+    `loader`: batches as it yields them, (images, labels) or mappings too, on the device of the parameters; `images` and
+    `labels` of a batch give both. It has a length.
     `modules`: one or several by name; in train mode from each epoch's start on (a module keeps frozen parts in eval
     mode by its own `train`), afterwards in their former modes. `parameters`: those with requires_grad in `modules` if
     None; a group's own "lr" is its highest learning rate.
@@ -64,12 +67,12 @@ def fit(
     Raises BadValue, BadCheckpoint, CannotWrite, and Diverged for a term that is not finite: before that step is taken;
     on a GPU up to 50 steps later, but before anything is written.
     """
-    modules = {"": modules} if isinstance(modules, nn.Module) else dict(modules)
+    modules = dict(modules) if isinstance(modules, dict) else {"": checked_network(modules)}
     groups = _groups(modules, parameters, plan)
     _refuse_contradictions(modules, groups, loader, plan, checkpoint, save_every, snapshots)
     optimiser = build_optimiser(plan, groups)
     # The identity is taken first: the groups' learning rates are still the highest ones.
-    known = identity(plan, modules, optimiser, loader)
+    known = identity(plan, modules, optimiser, loader) if checkpoint else {}
     keeper = Keeper(modules, optimiser, known, _path(checkpoint), _path(snapshots), save_every)
     loop = _Loop(objective, modules, loader, plan, optimiser, keeper, every_epoch, after_step)
     with keeping_random_state(loop.device), keeping_modes(*modules.values()):
@@ -94,7 +97,12 @@ def train_classifier(
     `checkpoint`, `save_every`, `snapshots`, `label` of `fit`.
     """
     device = pick_device(str(device))
-    net.to(device)
+    checked_network(net).to(device)
+    if not hasattr(dataset, "train"):
+        raise BadValue(
+            f"the data are a {type(dataset).__name__}, and not a Dataset with a train and a test part: see "
+            "load_dataset. Loaders of your own are trained on with fit."
+        )
     place = {"device": device, "dtype": plan.dtype}
     whole = len(dataset.train) >= batch_size
     train = dataset.loader(
@@ -103,13 +111,13 @@ def train_classifier(
     test = dataset.loader("test", batch_size, **place)
 
     def objective(batch, progress):
-        logits = net(batch.images)
+        logits = answers_of(net, batch.images)
         _check_classes(logits, dataset)
         terms = {"train_cross_entropy": classification_loss(logits, batch.labels)}
         return terms, {"train_accuracy": accuracy(logits, batch.labels)}
 
     def on_test(epoch):
-        found = evaluate(net, test)
+        found = evaluate(net, test, plan)
         return {"test_cross_entropy": found["cross_entropy"], "test_accuracy": found["accuracy"]}
 
     return fit(objective, net, train, plan, every_epoch=on_test, **saving)
@@ -172,7 +180,7 @@ class _Loop:
             self.loader.epoch = epoch
         sums = Sums(self.plan.epochs, epoch + 1, self.device)
         step = epoch * len(self.loader)
-        for batch in self.loader:
+        for batch in batches(self.loader, self.device):
             next(ticks, None)
             self._step(step, batch, sums)
             step += 1
@@ -188,10 +196,11 @@ class _Loop:
         share = learning_rate_factor(self.plan, step, len(self.loader))
         for group, highest in zip(self.optimiser.param_groups, self.highest, strict=True):
             group["lr"] = highest * share
-        with _autocast(self.plan, self.device):
+        with autocast(self.plan, self.device):
             terms, figures = self.objective(batch, step / (self.plan.epochs * len(self.loader)))
             total = total_of(terms, figures)
-        sums.add(terms, figures, len(batch.index), step + 1, self.optimiser.param_groups[0]["lr"])
+        images = len(batch.labels if batch.index is None else batch.index)
+        sums.add(terms, figures, images, step + 1, self.optimiser.param_groups[0]["lr"])
         self.optimiser.zero_grad()
         # `inputs`: a teacher's or a frozen half's parameters get no gradients, whatever their requires_grad says.
         total.backward(inputs=self.parameters)
@@ -201,7 +210,7 @@ class _Loop:
         if self.plan.portable:
             round_to_single(self.parameters)
         if self.after_step and (found := self.after_step(batch, self.optimiser)):
-            sums.add({}, found, len(batch.index), step + 1, self.optimiser.param_groups[0]["lr"])
+            sums.add({}, found, images, step + 1, self.optimiser.param_groups[0]["lr"])
 
 
 def _groups(modules: dict[str, nn.Module], parameters: Iterable | None, plan: Plan) -> list[dict]:
@@ -218,6 +227,11 @@ def _groups(modules: dict[str, nn.Module], parameters: Iterable | None, plan: Pl
 
 
 def _refuse_contradictions(modules, groups, loader, plan, checkpoint, save_every, snapshots) -> None:
+    if not hasattr(loader, "__len__"):
+        raise BadValue(
+            f"the loader is a {type(loader).__name__} without a length, which schedules need. Give a loader, or a list "
+            "of batches (images, labels)."
+        )
     if len(loader) == 0:
         raise BadValue("the loader has no batches. Is the split smaller than one batch with drop_last=True?")
     if save_every is not None and (snapshots is None or isinstance(save_every, bool) or save_every < 1):
@@ -250,19 +264,7 @@ def _path(given: str | Path | None) -> Path | None:
     return None if given is None else Path(given)
 
 
-def _autocast(plan: Plan, device: torch.device) -> contextlib.AbstractContextManager:
-    if plan.precision != "bfloat16":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
-
-
 def _seed(seed: int, epoch: int, device: torch.device) -> None:
     """Seed the CPU's and `device`'s generator from both numbers, so that an epoch's draws do not need those before."""
     mixed = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    # torch.manual_seed would reseed every GPU, also those whose state nobody gives back.
-    torch.default_generator.manual_seed(mixed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(mixed)
-    elif device.type == "mps":
-        torch.mps.manual_seed(mixed)
+    seed_generators(mixed, device)

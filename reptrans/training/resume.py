@@ -1,11 +1,15 @@
 """What a training leaves on disk: one checkpoint to go on from, and snapshots of the weights along the way."""
 
+import hashlib
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import CodeType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reptrans.errors import BadCheckpoint
 from reptrans.tensorfiles import load_tensors, save_tensors
@@ -59,7 +63,7 @@ class Keeper:
             if there.get(name, "absent") != here.get(name, "absent"):
                 raise BadCheckpoint(
                     f"{self.checkpoint} belongs to another training: {name} is {there.get(name, 'absent')} there and "
-                    f"{here.get(name, 'absent')} here. Give the same values to go on with it; delete it or name "
+                    f"{here.get(name, 'absent')} here. Give the same values to go on with it; move it away or name "
                     "another file to start anew."
                 )
 
@@ -71,7 +75,45 @@ def identity(plan: Plan, modules: dict[str, nn.Module], optimiser: torch.optim.O
         "parameters": _shapes(modules),
         "groups": [_settings(group) for group in optimiser.param_groups],
         "loader": _order_of(loader),
+        "code": {name or "network": structure(module) for name, module in modules.items()},
     }
+
+
+def structure(net: nn.Module) -> str:
+    """8 hex digits of how `net` is built: its modules, shapes and plain attributes, and the code of its classes."""
+    modules = dict(net.named_modules())
+    kinds = {kind for module in modules.values() for kind in type(module).__mro__ if not _is_torchs(kind)}
+    facts = [
+        # Functions are printed with their address, which says nothing.
+        re.sub(r" at 0x[0-9a-f]+", "", str(net)),
+        {name: str(tuple(value.shape)) for name, value in net.state_dict().items() if isinstance(value, Tensor)},
+        {name: _plain(module) for name, module in modules.items()},
+        sorted(f"{kind.__qualname__} {_code(kind)}" for kind in kinds),
+    ]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:8]
+
+
+def _is_torchs(kind: type) -> bool:
+    return kind is object or kind.__module__.partition(".")[0] in ("torch", "torchvision")
+
+
+def _plain(module: nn.Module) -> dict[str, object]:
+    """The attributes that are numbers, texts or yes and no, but for those that say what is done with the module now."""
+    found = {name: value for name, value in vars(module).items() if name != "training" and not name.startswith("_")}
+    return {name: value for name, value in sorted(found.items()) if type(value) in (bool, int, float, str)}
+
+
+def _code(kind: type) -> list:
+    functions = (getattr(value, "__func__", value) for value in vars(kind).values())
+    return [_instructions(function.__code__) for function in functions if hasattr(function, "__code__")]
+
+
+def _instructions(code: CodeType) -> list:
+    """What the code does, and not where it stands."""
+    # Of a set, the order is another in every process.
+    consts = [sorted(map(repr, c)) if isinstance(c, frozenset) else c for c in code.co_consts]
+    inner = [_instructions(c) if isinstance(c, CodeType) else repr(c) for c in consts]
+    return [code.co_name, code.co_code.hex(), code.co_names, inner]
 
 
 def _shapes(modules: dict[str, nn.Module]) -> dict[str, str]:
@@ -86,10 +128,42 @@ def _settings(group: dict) -> dict:
 
 def _order_of(loader: object) -> dict:
     """What decides which images come in which order."""
-    names = ("seed", "batch_size", "shuffle", "augment", "drop_last")
+    names = ("seed", "batch_size", "shuffle", "augment", "drop_last", "mean", "std")
     found = {name: getattr(loader, name) for name in names if hasattr(loader, name)}
-    images = {"images": len(loader.split)} if hasattr(loader, "split") else {}
-    return {"batches": len(loader)} | images | found
+    if hasattr(loader, "split"):
+        found |= {"images": len(loader.split), "content": content(_content_of(loader.split))}
+    elif tensors := getattr(getattr(loader, "dataset", None), "tensors", None):  # torch's TensorDataset
+        found["content"] = content(tensors)
+    return {"batches": len(loader)} | found
+
+
+def _content_of(split: object) -> tuple[Tensor, ...]:
+    images = getattr(split, "images", None)
+    if isinstance(images, (list, tuple)):  # pictures of several sizes, with several labels each
+        return (*images, *split.labels)
+    return some_of(split) if images is None or images.is_floating_point() else (images, split.labels)
+
+
+def some_of(split: object) -> tuple[Tensor, Tensor]:
+    """(images, labels) that stand for a split: images spread over it, and all labels."""
+    return split.batch(torch.arange(0, len(split), max(1, len(split) // 64))), split.labels
+
+
+def content(tensors: Iterable[Tensor]) -> str:
+    """8 hex digits of the tensors; of fractions, what rounding does not touch: it is not the same on every machine."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        x = tensor.detach().cpu().flatten()
+        found.update(str(tuple(tensor.shape)).encode())
+        found.update(_coarse(x.double()) if x.is_floating_point() else x.view(torch.uint8).numpy())
+    return found.hexdigest()[:8]
+
+
+def _coarse(x: Tensor) -> bytes:
+    """The length of the vector, and how far it points in one fixed direction."""
+    direction = torch.arange(len(x), dtype=x.dtype).cos()
+    # The 0.0 makes 0 of -0.
+    return f"{x.norm():.2e} {round(float(direction @ x / x.norm()), 2) + 0.0}".encode()
 
 
 def _states(modules: dict[str, nn.Module]) -> dict[str, dict]:

@@ -4,6 +4,7 @@ The learning rate is a function of the step alone, so a training that goes on af
 scheduler, and every schedule has a formula to check.
 """
 
+import contextlib
 import math
 from dataclasses import dataclass
 
@@ -92,6 +93,13 @@ def build_optimiser(plan: Plan, groups: list[dict]) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=plan.lr, weight_decay=plan.weight_decay, **settings)
     kind = torch.optim.Adam if plan.optimiser == "adam" else torch.optim.AdamW
     return kind(groups, lr=plan.lr, weight_decay=plan.weight_decay)
+
+
+def autocast(plan: Plan | None, device: torch.device) -> contextlib.AbstractContextManager:
+    """Inside, `device` computes in bfloat16 where that is the plan's precision."""
+    if plan is None or plan.precision != "bfloat16":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def _one_cycle(step: int, total: int) -> float:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from reptrans.distillation.distill import StageObjective, distill
+from reptrans.distillation import METHODS
+from reptrans.distillation.distill import StageObjective, distill, loaders
 from reptrans.distillation.method import Method, Pair, Stage
-from reptrans.errors import BadValue, LayerNotFound
+from reptrans.errors import BadValue, LayerNotFound, ReptransError, UnknownName
 from reptrans.matching import CrossEntropy, Learned, Match, Teacher, conv1x1_bn, l2, softened_kl
 from reptrans.models import build
 from reptrans.training import Plan
@@ -131,13 +132,13 @@ def test_the_teachers_side_moves_in_a_stage_of_connectors_only(pair):
     match = Match("relu1", "relu1", lambda t, s: (t - 1).square().mean() + 0 * s.mean(), ours)
     first = Stage([match], "connectors", 0.5)
     run(pair, first)
-    after_first = state(made[0])
+    after_first = state(made[1])
     run(pair, first, Stage([CrossEntropy(), Match("relu1", "relu1", l2, ours)], share=0.5))
-    assert len(made) == 2, "one recipe is one module in all stages, and a new one in the next training"
+    assert len(made) == 4, "one recipe is one module in all stages, after one in the rehearsal, and new ones later"
     # The student has moved, but the first stage and what it made are the same in both trainings.
-    assert not changed(made[1], after_first)
+    assert not changed(made[3], after_first)
     initial = copy.deepcopy(make(None))
-    assert not torch.equal(initial[0].weight, made[1][0].weight)
+    assert not torch.equal(initial[0].weight, made[3][0].weight)
 
 
 def test_a_recipe_may_be_a_part_of_another(pair):
@@ -381,3 +382,67 @@ def test_a_weight_may_follow_the_progress_of_its_stage(pair):
 def test_a_bare_network_is_no_teacher(pair):
     with pytest.raises(BadValue, match=r"^the teacher is a bare \w+\. Give Teacher\(net, loader\)\.$"):
         distill(pair.student, pair.teachers[0].net, Method("mine", [Stage([logits()])]), pair.teachers[0].loader, PLAN)
+
+
+def test_a_norm_without_parameters_follows_the_layers_that_train(digits):
+    def network(seed):
+        torch.manual_seed(seed)
+        parts = [part for k in range(2) for part in (nn.Conv2d(1 + 3 * k, 4, 3), nn.BatchNorm2d(4, affine=False))]
+        return nn.Sequential(*parts, nn.Flatten(), nn.Linear(64, 10)).double()
+
+    loader, _ = loaders(digits, 20, 0, "none", "cpu", torch.float64)
+    student, teacher = network(0), Teacher(network(1).eval(), loader)
+    first, second = (Stage([Match(tap, tap, l2)], how, 0.5) for tap, how in (("1", "reached"), ("3", "new")))
+    plan = Plan(epochs=2, lr=0.01, precision="float64")
+    distill(student, teacher, Method("m", [first]), loader, plan)
+    assert int(student[1].num_batches_tracked) == 3 and int(student[3].num_batches_tracked) == 0
+    distill(student, teacher, Method("m", [first, second]), loader, plan)
+    assert int(student[1].num_batches_tracked) == 6 and int(student[3].num_batches_tracked) == 3
+
+
+@pytest.mark.parametrize("name", ["kd", "fitnets", "ab", "jacobian"])
+def test_a_teacher_of_other_classes_is_said_before_anything_moves(digits, name):
+    loader, _ = loaders(digits, 20, 0, "none", "cpu", torch.float64)
+    nets = [build("cnn3_w2", num_classes=k, in_channels=1, image_size=(8, 8), seed=k).double() for k in (10, 7)]
+    teacher, before = Teacher(nets[1].eval(), loader), copy.deepcopy(nets[0].state_dict())
+    method = METHODS[name](Pair.of(nets[0], teacher, next(iter(loader)).images))
+    with pytest.raises(ReptransError, match="class"):
+        distill(nets[0], teacher, method, loader, Plan(epochs=2, precision="float64"))
+    assert all(torch.equal(value, before[key]) for key, value in nets[0].state_dict().items())
+
+
+def test_a_method_of_another_name_is_met_by_near_ones():
+    with pytest.raises(UnknownName) as caught:
+        METHODS["KD"]
+    message = str(caught.value)
+    assert message.startswith("there is no method of distillation 'KD'. Did you mean 'kd' or 'rkd'")
+    assert message.endswith(", ".join(METHODS))
+    with pytest.raises(UnknownName, match="Did you mean 'fitnets'?"):
+        METHODS["fitnet"]
+    assert METHODS.get("KD") is None and "KD" not in METHODS
+
+
+@pytest.mark.parametrize("which", ["teacher", "student"])
+def test_networks_that_return_more_than_logits_are_taken(digits, which):
+    class Wrapped(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, images):
+            logits = self.net(images)
+            return {"scaled": logits / 2, "logits": logits}
+
+    loader, _ = loaders(digits, 20, 0, "none", "cpu", torch.float64)
+    nets = [build("cnn3_w2", num_classes=10, in_channels=1, image_size=(8, 8), seed=k).double() for k in (0, 1)]
+    rows = []
+    for wrapped in (False, True):
+        student, teacher = copy.deepcopy(nets)
+        student, teacher = (
+            Wrapped(net) if wrapped and role == which else net
+            for role, net in (("student", student), ("teacher", teacher))
+        )
+        teacher = Teacher(teacher.eval(), loader)
+        method = METHODS["kd"](Pair.of(student, teacher, next(iter(loader)).images))
+        rows.append(distill(student, teacher, method, loader, Plan(epochs=1, precision="float64"), test=loader)[1])
+    pd.testing.assert_frame_equal(*rows, rtol=1e-9)

@@ -127,7 +127,7 @@ def test_weights_that_cannot_be_had_say_where_to_put_the_file(monkeypatch, tmp_p
     ("change", "error", "words"),
     [
         ({"layers": "conv9"}, LayerNotFound, "no layer 'conv9'.*Did you mean"),
-        ({"regimes": "as_built"}, UnknownName, "Did you mean 'as built'"),
+        ({"regimes": "as_built"}, ValueError, "Did you mean 'as built'"),
         ({"pictures": "9999"}, BadValue, "test image 9999"),
         ({"pictures": "china", "weights": "none", "normalise": "imagnet"}, UnknownName, "Did you mean 'imagenet'"),
     ],

@@ -269,5 +269,5 @@ def test_what_is_refused(net, change, error, words):
 
 @pytest.mark.parametrize("wrong", [torch.rand(1, 1, 12, 12).double(), torch.rand(1, 3, 12, 12)])
 def test_images_that_the_network_cannot_take_are_refused(net, wrong):
-    with pytest.raises(ShapeMismatch, match="cannot take images .* of torch.float"):
+    with pytest.raises(ShapeMismatch, match="does not take images .* of torch.float"):
         optimise_input(class_logit(fast_front(net), 0), Pixels(wrong))

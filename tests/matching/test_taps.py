@@ -1,9 +1,11 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from reptrans.errors import BadValue, LayerNotFound
+from reptrans.errors import BadData, BadValue, LayerNotFound
 from reptrans.matching import tapped
 
 
@@ -92,7 +94,6 @@ def test_without_a_graph_values_and_gradients_are_detached_and_the_images_stay_a
         ("grad:attention", BadValue, "grad:attention@LAYER"),
         ("grad:attention@frist", LayerNotFound, "Did you mean 'first'"),
         ("idle", BadValue, "a pass of the network never comes to 'idle'"),
-        ("lstm", BadValue, "there is no tensor at 'lstm' but tuple"),
         ("grad:attention@fc", BadValue, "an attention map is of maps"),
     ],
 )
@@ -106,3 +107,30 @@ def test_what_cannot_be_tapped_is_said(net, tap, error, words):
 def test_gradients_by_the_label_need_labels(net):
     with pytest.raises(BadValue, match="needs the images' labels"):
         tapped(net, IMAGES, None, ["grad:loss"])
+
+
+@pytest.mark.parametrize("tap", ["grad:loss", "grad:logit", "grad:attention@0"])
+def test_batch_norm_in_train_mode_mixes_no_gradients_and_equal_networks_match(tap):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(147, 5)).double()
+    whole = tapped(net.eval(), IMAGES, LABELS, [tap])[tap]
+    trained = tapped(net.train(), IMAGES, LABELS, ["out", tap])
+    torch.testing.assert_close(trained[tap], whole)
+    (by_weight,) = torch.autograd.grad(trained[tap].square().sum(), net[0].weight)
+    still = copy.deepcopy(net).eval()
+    still[1].reset_running_stats()
+    (expected,) = torch.autograd.grad(tapped(still, IMAGES, LABELS, [tap])[tap].square().sum(), still[0].weight)
+    torch.testing.assert_close(by_weight, expected)
+    assert net[1].training and int(net[1].num_batches_tracked) == 1, "one pass by the batch's statistics, for the rest"
+    alone = [tapped(net.eval(), x[None], y[None], [tap])[tap] for x, y in zip(IMAGES, LABELS, strict=True)]
+    torch.testing.assert_close(tapped(net.train(), IMAGES, LABELS, [tap])[tap], torch.cat(alone))
+
+
+def test_of_several_tensors_a_tap_is_the_first(net):
+    found = tapped(net, IMAGES, None, ["lstm"])["lstm"]
+    torch.testing.assert_close(found, net.lstm(tapped(net, IMAGES, None, ["relu"])["relu"].mean((2, 3)))[0])
+
+
+def test_labels_that_are_no_class_of_the_network_are_said(net):
+    with pytest.raises(BadData, match="the labels go from 5 to 9, but the network has the classes 0 to 4"):
+        tapped(net, IMAGES, LABELS + 5, ["grad:logit"])

@@ -114,3 +114,18 @@ def test_a_mode_or_tap_that_is_not_there_is_said(digits, net):
         teacher.values(batch, ["out"], "train")
     with pytest.raises(LayerNotFound, match="has no layer 'relu9'"):
         teacher.values(batch, ["relu9"])
+
+
+@pytest.mark.parametrize("asked", [[["relu1", "out"], ["out"]], [["out"], ["relu1", "out"]], [["relu1"], ["out"]]])
+def test_what_is_kept_does_not_depend_on_the_order_of_requests(digits, net, asked):
+    batches = loader(digits)
+    batch = next(iter(batches.plain()))
+    teacher = Teacher(net, batches, budget=50 * 4 * 8 * 8 * 8)
+    for taps in asked:
+        teacher.values(batch, taps)
+    teacher.values(batch, ["out"])
+    passes = net.passes
+    teacher.values(batch, ["out"])
+    assert net.passes == passes, "what fits is kept"
+    teacher.values(batch, ["relu1"])
+    assert net.passes > passes, "what does not fit beside it is not"

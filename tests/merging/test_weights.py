@@ -174,15 +174,32 @@ def test_task_vectors():
     vectors = [task_vector(base, net) for net in (one, two)]
     assert "bn1.num_batches_tracked" not in vectors[0]
     name = "conv1.weight"
-    sums = with_task_vectors(base, vectors, [0.5, -1.0]).state_dict()[name]
+    with pytest.warns(UserWarning, match="scales are 0.5, -1, which are no shares"):
+        sums = with_task_vectors(base, vectors, [0.5, -1.0]).state_dict()[name]
     states = [net.state_dict()[name] for net in (base, one, two)]
     assert torch.allclose(sums, states[0] + 0.5 * (states[1] - states[0]) - (states[2] - states[0]))
     back = with_task_vectors(base, vectors[:1])
     assert all(torch.allclose(p, q) for p, q in zip(back.parameters(), one.parameters(), strict=True))
     kept = copy.deepcopy(base)
-    with_task_vectors(base, vectors)
+    with_task_vectors(base, vectors, 0.5)
     assert equal(kept, base)
     with pytest.raises(BadValue, match="2 task vectors and 1 scales"):
         with_task_vectors(base, vectors, [1.0])
     with pytest.raises(ShapeMismatch, match="a task vector has"):
         with_task_vectors(network("dense"), vectors)
+
+
+@pytest.mark.parametrize("share", [-1.0, 1.5, 4.0])
+def test_beyond_the_ends_variances_stay_those_of_the_nearer_network(share):
+    a, b = network(seed=0), network(seed=1)
+    for net, value in ((a, 3.0), (b, 1.0)):
+        net.bn1.running_var.fill_(value)
+    with pytest.warns(UserWarning, match=r"outside \[0, 1\]: the running statistics .* reestimated\(net, loader\)"):
+        found = interpolated(a, b, share)
+    assert torch.equal(found.bn1.running_var, (a if share < 0 else b).bn1.running_var)
+    torch.testing.assert_close(found.conv1.weight, torch.lerp(a.conv1.weight, b.conv1.weight, share))
+    with pytest.warns(UserWarning, match="running statistics"):
+        forgetful = with_task_vectors(b, [task_vector(b, a)], share)
+    assert (forgetful.bn1.running_var >= 0).all()
+    with pytest.raises(BadValue, match="share is nan"):
+        interpolated(a, b, float("nan"))

@@ -22,27 +22,31 @@ from reptrans.distillation.methods.relations import rkd
 from reptrans.distillation.methods.selectivity import nst
 from reptrans.distillation.methods.similarity import sp
 from reptrans.distillation.methods.stagewise import sskd
+from reptrans.matching import Table
 
-METHODS = {
-    "plain": plain,
-    "kd": kd,
-    "ofd": ofd,
-    "sskd": sskd,
-    "lp": lp,
-    "nst": nst,
-    "fitnets": fitnets,
-    "at": at,
-    "at_gradient": at_gradient,
-    "ft": ft,
-    "lsl": lsl,
-    "fsp": fsp,
-    "pkt": pkt,
-    "ab": ab,
-    "jacobian": jacobian,
-    "dk2": dk2,
-    "feed": feed,
-    "sp": sp,
-    "rkd": rkd,
-    "cc": cc,
-    "vid": vid,
-}
+METHODS = Table(
+    "method of distillation",
+    {
+        "plain": plain,
+        "kd": kd,
+        "ofd": ofd,
+        "sskd": sskd,
+        "lp": lp,
+        "nst": nst,
+        "fitnets": fitnets,
+        "at": at,
+        "at_gradient": at_gradient,
+        "ft": ft,
+        "lsl": lsl,
+        "fsp": fsp,
+        "pkt": pkt,
+        "ab": ab,
+        "jacobian": jacobian,
+        "dk2": dk2,
+        "feed": feed,
+        "sp": sp,
+        "rkd": rkd,
+        "cc": cc,
+        "vid": vid,
+    },
+)

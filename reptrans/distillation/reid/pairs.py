@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reptrans.data import Split
 from reptrans.distillation.reid.people import People, as_floats, pose_maps
 from reptrans.errors import BadData, BadValue
 
@@ -51,7 +52,7 @@ class Pairs:
         self.people, self.batch_size, self.negatives, self.seed = people, batch_size, negatives, seed
         self.targets, self.sigma, self.dtype, self.device = targets, sigma, dtype, torch.device(device)
         self._check()
-        self.shuffle, self.split, self.epoch = True, people.identities, 0
+        self.shuffle, self.split, self.epoch = True, Split(people.images, people.identities), 0
         self._images = as_floats(people.images.to(self.device), dtype)
         if targets:
             self._maps = pose_maps(people.landmarks.to(self.device), people.size, sigma, dtype)

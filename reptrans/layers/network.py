@@ -1,0 +1,90 @@
+"""What counts as a network, and how it is run: wrappers taken off, any kind of input, no trace left."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from reptrans.errors import BadValue, CannotCut
+from reptrans.layers.trace import check_layers, layer_names
+
+_WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
+_PREFIXES = tuple(f"{name}." for name in _WRAPPERS.values())
+
+
+def unwrap(net: nn.Module) -> nn.Module:
+    """The network itself inside what torch.compile, DataParallel or DistributedDataParallel put around it.
+
+    Raises BadValue for TorchScript, whose layers cannot be looked at, and for what is no network.
+    """
+    if isinstance(net, torch.jit.ScriptModule):
+        raise BadValue(
+            "the network is TorchScript, whose layers cannot be cut or looked at. Build it from its Python code, and "
+            "load its weights: net.load_state_dict(scripted.state_dict())."
+        )
+    if not isinstance(net, nn.Module):
+        given = repr(net) if isinstance(net, str) else f"a {type(net).__name__}"
+        raise BadValue(f"a network is a torch.nn.Module, and {given} was given. Make one of a name with build(name).")
+    inside = _WRAPPERS.get(type(net).__name__)
+    return unwrap(getattr(net, inside)) if inside and hasattr(net, inside) else net
+
+
+def located(net: nn.Module, names: Iterable[str]) -> tuple[nn.Module, dict[str, tuple[str, str]]]:
+    """The unwrapped network, and (layer, part) for each name as it was given.
+
+    A name is that of a layer, with or without the wrappers' prefix, and may choose a part of what the layer returns:
+    `layer:1`, `layer:hidden_states.3`. Raises LayerNotFound.
+    """
+    inner, found = unwrap(net), {}
+    known = set(layer_names(inner))
+    for name in names:
+        layer, part = name, ""
+        if name not in known and ":" in str(name) and (split := name.rpartition(":"))[0]:
+            layer, part = split[0], split[2]
+        while layer not in known and str(layer).startswith(_PREFIXES):
+            layer = layer.partition(".")[2]
+        check_layers(inner, [layer])
+        found[name] = layer, part
+    return inner, found
+
+
+def run(net: nn.Module, inputs: Tensor | tuple | list | Mapping) -> object:
+    """`net` on a copy of its inputs: a tensor, several in a tuple or list, or keywords in a mapping; never compiled."""
+    inputs = each(inputs, Tensor.clone)  # which the network may write to
+    if isinstance(inputs, Mapping):
+        return net._call_impl(**inputs)
+    return net._call_impl(*inputs) if isinstance(inputs, (tuple, list)) else net._call_impl(inputs)
+
+
+def first_examples(inputs: object, count: int) -> object:
+    """The first `count` examples of a network's inputs, detached."""
+    return each(inputs, lambda tensor: tensor.detach()[:count])
+
+
+def each(inputs: object, change) -> object:
+    """`change` of every tensor of a network's inputs."""
+    if isinstance(inputs, Mapping):
+        return {name: each(value, change) for name, value in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        return type(inputs)(each(value, change) for value in inputs)
+    return change(inputs) if isinstance(inputs, Tensor) and inputs.ndim else inputs
+
+
+@contextmanager
+def leaving_no_trace(net: nn.Module) -> Iterator[None]:
+    """Within, `net` may run in whatever mode it is in; its buffers and the random state are then as they were."""
+    kept = [(buffer, buffer.clone()) for buffer in net.buffers()]
+    devices = sorted({b.device for b in (*net.parameters(), *net.buffers()) if b.is_cuda}, key=str)
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        yield
+        for buffer, before in kept:
+            buffer.copy_(before)
+
+
+def never_called(net: nn.Module, layer: str) -> CannotCut:
+    """The error for a layer that a forward pass never called."""
+    return CannotCut(
+        f"the forward pass of {type(net).__name__} never calls {layer!r}: it is a list of layers, a part for training "
+        "alone, or computed by the layer around it. Name the layer around it, or one inside."
+    )

@@ -1,0 +1,449 @@
+"""Cuts of networks as people write them: whatever a forward does, end(front(x)) is net(x), or the layer is refused."""
+
+import operator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from reptrans.errors import BadValue, CannotCut, LayerNotFound
+from reptrans.layers import channel_axes, cuttable_layers, end, front, record
+from reptrans.layers.values import answer, chosen, replaced, tensors_in
+
+
+class Written(nn.Module):
+    """Three linear layers, and a forward that is given."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.first, self.second, self.third = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.how(self, x)
+
+
+def alias(s, x):
+    h = s.first(x)
+    y = h
+    h += 1
+    return s.second(y)
+
+
+def base_of_a_view(s, x):
+    h = s.first(x)
+    v = h.view(-1, 4)
+    h.relu_()
+    return s.second(v)
+
+
+def slice_of_it(s, x):
+    h = s.first(x)
+    h[:, :2].mul_(0.0)
+    return s.second(h)
+
+
+def chunk_of_it(s, x):
+    h = s.first(x)
+    a, _ = h.chunk(2, 1)
+    a.zero_()
+    return s.second(h)
+
+
+def out(s, x):
+    h = s.first(x)
+    torch.sin(h, out=h)
+    return s.second(h)
+
+
+def out_of_its_own(s, x):
+    h = s.first(x)
+    made = torch.empty_like(h)
+    torch.add(h, 1, out=made)
+    return s.second(made)
+
+
+def copied_into(s, x):
+    h = s.first(x)
+    h.t().copy_(h.t() * 2)
+    return s.second(h)
+
+
+def index_put(s, x):
+    h = s.first(x)
+    h.index_put_((torch.tensor([0]),), torch.zeros(4))
+    return s.second(h)
+
+
+def set_item(s, x):
+    h = s.first(x)
+    h[:, 0] = 0
+    return s.second(h)
+
+
+def the_input(s, x):
+    y = x
+    x += 1
+    return s.second(s.first(y))
+
+
+def functions(s, x):
+    h = F.relu(s.first(x), inplace=True)
+    operator.imul(h, 2)
+    nn.init.constant_(h[:1], 0.5)
+    return s.second(h)
+
+
+def detached(s, x):
+    h = s.first(x)
+    h.detach().clamp_(min=0)
+    h.data.mul_(2)
+    return s.second(h)
+
+
+def before_it_returns(s, x):
+    return s.third(s.inner(x))
+
+
+def bypassed(s, x):
+    h = s.first(x)
+    h.add_(x)
+    return s.second(h)
+
+
+def sizes(s, x):
+    b, d = x.shape
+    return s.second(s.first(x).relu()).view(b, -1).reshape(x.size(0), d)
+
+
+def length_type_and_place(s, x):
+    n = len(x)
+    return s.second(s.first(x)).reshape(n, 4).to(x.dtype).to(x.device)
+
+
+FORMS = [alias, base_of_a_view, slice_of_it, chunk_of_it, out, out_of_its_own, copied_into, index_put, set_item,
+         the_input, functions, detached, sizes, length_type_and_place]  # fmt: skip
+
+
+def exact(net, layer, x, skip=False):
+    """Whether the halves are the whole to the bit, the value the layer's own, and the input untouched."""
+    with torch.no_grad():
+        whole = net(x.clone())
+        with record(net, layer, clone=True) as seen:
+            net(x.clone())
+        given = x.clone()
+        activations = front(net, layer)(given)
+        kept = activations.clone()
+        after = end(net, layer, keep_skip=skip, example=x)
+        together = after(activations, x.clone()) if skip else after(activations)
+    return (
+        torch.equal(together, whole) and torch.equal(kept, seen[layer]) and torch.equal(given, x)
+        and torch.equal(activations, kept)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("layer", ["first", "second"])
+@pytest.mark.parametrize("form", FORMS, ids=lambda f: f.__name__)
+def test_writes_views_and_sizes(form, layer, skip):
+    net = Written(form).eval()
+    assert exact(net, layer, torch.randn(5, 4), skip)
+    assert cuttable_layers(net)[0] == "first"
+
+
+def test_a_bypass_by_memory_is_a_bypass():
+    net, x = Written(bypassed).eval(), torch.randn(5, 4)
+    assert cuttable_layers(net) == []
+    with pytest.raises(CannotCut, match="Layer 'first' of Written does not separate"):
+        end(net, "first")
+    assert exact(net, "first", x, skip=True)
+
+
+class Inner(nn.Module):
+    """What it returns was written to before it returned, through a view."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        h = self.linear(x)
+        h.view(-1).mul_(3)
+        return h
+
+
+def test_a_value_is_that_at_the_return():
+    net = Written(before_it_returns).eval()
+    net.inner = Inner()
+    for layer in ("inner", "inner.linear"):
+        assert exact(net, layer, torch.randn(5, 4))
+
+
+class Deceiving(nn.Module):
+    """Does something else for real tensors than for a tracer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        h = self.a(x)
+        return self.b(h * 2 if isinstance(x, torch.Tensor) else h)
+
+
+def test_what_nobody_thought_of_is_found_by_comparing():
+    net, x = Deceiving().eval(), torch.randn(5, 4)
+    assert exact(net, "a", x)
+    assert torch.equal(front(net, ["a", "b"])(x)["b"], net(x))
+
+
+class Pair(NamedTuple):
+    hidden: torch.Tensor
+    weights: torch.Tensor
+
+
+@dataclass
+class Output:
+    loss: torch.Tensor | None
+    logits: torch.Tensor
+    hidden_states: tuple = ()
+
+
+class Structured(nn.Module):
+    """Layers that return tuples, dicts and dataclasses; itself too."""
+
+    class Two(nn.Module):
+        def forward(self, x):
+            if x.sum() > -1e9:  # cannot be traced
+                return {"hidden": x * 2, "more": [x, x + 1]}
+
+    class Named(nn.Module):
+        def forward(self, x):
+            return Pair(x + 1, x - 1)
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.two, self.named = nn.Linear(4, 4), self.Two(), self.Named()
+        self.lstm, self.head = nn.LSTM(4, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = self.named(self.two(self.linear(x))["hidden"])
+        out, _ = self.lstm(h.hidden[:, None])
+        return Output(None, self.head(out[:, 0]), (h.hidden, h.weights))
+
+
+@pytest.mark.parametrize(
+    ("layer", "value"),
+    [
+        ("two", lambda s, x: s.linear(x) * 2),
+        ("two:hidden", lambda s, x: s.linear(x) * 2),
+        ("two:more.1", lambda s, x: s.linear(x) + 1),
+        ("named", lambda s, x: s.linear(x) * 2 + 1),
+        ("named:1", lambda s, x: s.linear(x) * 2 - 1),
+        ("lstm", lambda s, x: s.lstm((s.linear(x) * 2 + 1)[:, None])[0]),
+        ("lstm:1.0", lambda s, x: s.lstm((s.linear(x) * 2 + 1)[:, None])[1][0]),
+    ],
+)
+def test_parts_of_what_a_layer_returns(layer, value):
+    net, x = Structured().eval(), torch.randn(5, 4)
+    with torch.no_grad(), record(net, layer, clone=True) as seen:
+        net(x)
+    expected = value(net, x)
+    assert torch.equal(front(net, layer)(x), expected) and torch.equal(seen[layer], expected)
+    if layer in ("two", "two:hidden"):
+        assert torch.equal(end(net, layer, example=x)(expected).logits, net(x).logits)
+
+
+def test_the_end_behind_a_recurrent_layer():
+    def last_state(s, x):
+        out, (state, _) = s.lstm(s.first(x)[:, None])
+        return s.third(out[:, -1]) if s.first_only else s.third(out[:, -1] + state[-1])
+
+    net, x = Written(last_state).eval(), torch.randn(5, 4)
+    net.lstm, net.first_only = nn.LSTM(4, 4, batch_first=True), True
+    assert exact(net, "lstm", x) and cuttable_layers(net) == ["first", "lstm"]
+    net.first_only = False
+    assert cuttable_layers(net) == ["first"]
+    with pytest.raises(CannotCut, match="bypasses it"):
+        end(net, "lstm", example=x)
+
+
+def test_a_part_that_is_not_there_is_named_with_those_that_are():
+    net, x = Structured().eval(), torch.randn(5, 4)
+    with pytest.raises(BadValue) as caught:
+        front(net, "two:weights")(x)
+    assert str(caught.value) == (
+        "layer 'two:weights' returns a dict with hidden, more without the part 'weights'. Its parts: hidden, more.0, "
+        "more.1"
+    )
+    with pytest.raises(LayerNotFound, match="Structured has no layer 'too'"):
+        front(net, "too:1")
+
+
+def test_answers():
+    x, y = torch.ones(2), torch.zeros(2)
+    assert answer(x) is x and answer((y, x)) is y and answer({"a": y, "logits": x}) is x
+    assert answer(Output(y, x)) is x and answer([{"deep": (x,)}]) is x
+    for nothing in (None, 3.0, {}, {"a": 1}):
+        with pytest.raises(BadValue, match="in which there is no tensor"):
+            answer(nothing)
+    assert chosen(Output(y, x, (x, y)), "hidden_states.1") is y
+    assert list(dict(tensors_in({"a": (x, [y])}))) == ["a.0", "a.1.0"]
+
+
+def test_one_part_is_replaced_and_the_rest_stays():
+    x, y, z = torch.ones(2), torch.zeros(2), torch.full((2,), 2.0)
+    assert replaced(x, "", z) is z and replaced((x, y), "1", z) == (x, z)
+    new = replaced({"a": [x, y], "b": 3}, "a.0", z)
+    assert new["a"][0] is z and new["a"][1] is y and new["b"] == 3
+    assert isinstance(new := replaced(Pair(x, y), "", z), Pair) and new.hidden is z
+    assert replaced(Output(None, x, (y,)), "hidden_states.0", z).hidden_states[0] is z
+
+
+class Keywords(nn.Module):
+    """Takes token ids and a mask by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.mix, self.head = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, input_ids, attention_mask=None):
+        h = self.mix(self.embed(input_ids))
+        if attention_mask is not None:
+            h = h * attention_mask[..., None]
+        return {"logits": self.head(h.mean(1))}
+
+
+def test_inputs_of_several_parts():
+    net, ids = Keywords().eval(), torch.randint(0, 9, (5, 6))
+    batch = {"input_ids": ids, "attention_mask": (torch.arange(6) < 4).long().expand(5, 6)}
+    expected = net.mix(net.embed(ids))
+    assert torch.equal(front(net, "mix")(batch), expected)
+    assert torch.equal(front(net, "mix")((ids,)), expected)
+    masked = end(net, "mix", keep_skip=True)(expected, batch)
+    assert torch.equal(masked["logits"], net(**batch)["logits"])
+    plain = end(net, "mix", example={"input_ids": ids})(expected)
+    assert torch.equal(plain["logits"], net(ids)["logits"])
+    with pytest.raises(CannotCut, match="part of the network bypasses it"):
+        end(net, "mix", example=batch)
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x):
+        return self.b(self.norm(self.a(x)))
+
+
+class Saving(Plain):
+    def forward(self, x):
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+WRAPPED = {
+    "compiled": lambda: torch.compile(Plain().eval(), backend="eager"),
+    "parallel": lambda: nn.DataParallel(Plain().eval()),
+    "both": lambda: nn.DataParallel(torch.compile(Plain().eval(), backend="eager")),
+    "checkpointed": lambda: Saving().eval(),
+}
+
+
+@pytest.mark.parametrize("run_before", [False, True])
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_wrapped_networks(kind, run_before):
+    net, x = WRAPPED[kind](), torch.randn(2, 3, 8, 8)
+    if run_before:
+        net(x)
+    (name,) = (n for n, _ in net.named_modules() if n.rpartition(".")[2] == "norm")
+    for layer in {name, "norm"}:
+        activations = front(net, layer)(x)
+        assert torch.equal(end(net, layer, example=x)(activations), net(x))
+        with record(net, layer, clone=True) as seen:
+            net(x)
+        assert torch.equal(seen[layer], activations)
+    assert cuttable_layers(net, x) == ["a", "norm"]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_what_is_no_network_is_refused_in_words():
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(BadValue, match="TorchScript, whose layers cannot be cut"):
+        front(scripted, "0")
+    for given, what in (("resnet18", "'resnet18'"), (None, "a NoneType"), (torch.ones(2), "a Tensor")):
+        with pytest.raises(BadValue, match=f"and {what} was given"):
+            cuttable_layers(given)
+
+
+@pytest.mark.parametrize("layer", ["layers", "layers.0.self_attn.out_proj"])
+def test_a_layer_that_is_never_called_is_named(layer):
+    net = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2).eval()
+    tokens = torch.randn(4, 5, 16)
+    with pytest.raises(CannotCut, match=f"never calls '{layer}'"), torch.no_grad():
+        front(net, layer)(tokens)
+    with pytest.raises(CannotCut, match=f"never calls '{layer}'"), torch.no_grad(), record(net, layer) as seen:
+        net(tokens)
+        seen[layer]
+
+
+class Moody(nn.Module):
+    """Cannot be traced, has dropout and batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.drop, self.b = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = self.drop(self.norm(self.a(x)))
+        return self.b(h) if h.sum() > -1e9 else h
+
+
+def test_train_mode_dropout_and_batch_norm():
+    net, x = Moody().train(), torch.randn(6, 4)
+    after = end(net, "a", example=x)
+    torch.manual_seed(3)
+    whole = net(x)
+    tracked, state = net.norm.num_batches_tracked.clone(), torch.get_rng_state()
+    activations = net.a(x)
+    end(net, "drop", example=x)
+    assert net.norm.num_batches_tracked == tracked and torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(3)
+    assert torch.equal(after(activations), whole)
+
+
+def test_sizes_other_than_the_number_of_examples_need_an_example():
+    def square(s, x):
+        h = s.first(x.flatten(2).mean(2))
+        return s.second(h)[:, :, None, None].expand(-1, -1, x.size(2), x.size(3))
+
+    net, x = Written(square).eval(), torch.randn(2, 4, 5, 6)
+    with pytest.raises(CannotCut, match="asks for a size of what lies before the cut. Give example=images"):
+        end(net, "first")(torch.randn(2, 4))
+    assert exact(net, "first", x)
+
+
+def test_which_axis_holds_channels_is_not_guessed():
+    class Last(nn.Module):
+        """Channels last, as in Swin, behind a convolution that has them first; and a sequence with them first."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.turn, self.mix = nn.Conv2d(3, 6, 3, padding=1), self.Turn(), nn.Linear(6, 6)
+            self.flat = nn.Flatten(2)
+
+        class Turn(nn.Module):
+            def forward(self, x):
+                return x.permute(0, 2, 3, 1)
+
+        def forward(self, x):
+            h = self.mix(self.turn(self.conv(x)))
+            return self.flat(h.permute(0, 3, 1, 2))
+
+    for shape in ((6, 6), (6, 12), (12, 6)):
+        axes = channel_axes(Last().eval(), ["conv", "turn", "mix", "flat"], torch.randn(2, 3, *shape))
+        assert axes == {"conv": 1, "turn": -1, "mix": -1, "flat": 1}
