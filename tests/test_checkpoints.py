@@ -204,7 +204,7 @@ class Trap:
         (nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
         ({"state_dict": {}, "trap": Trap()}, "exec"),
         ({"state_dict": {}, "kept": np.zeros(3)}, "numpy._core.multiarray._reconstruct"),
-        ({"state_dict": {}, "where": PurePosixPath("a")}, "pathlib.PurePosixPath"),
+        ({"state_dict": {}, "where": PurePosixPath("a")}, f"{PurePosixPath.__module__}.PurePosixPath"),
     ],
 )
 @pytest.mark.parametrize("zipped", [True, False])

@@ -354,6 +354,7 @@ WRAPPED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower")  # said by the first releases of Python 3.13
 @pytest.mark.parametrize("run_before", [False, True])
 @pytest.mark.parametrize("kind", WRAPPED)
 def test_wrapped_networks(kind, run_before):
