@@ -1,17 +1,16 @@
-"""Which pixels an answer rests on, by captum, and whether two networks rest theirs on the same ones.
-
-All maps are captum's; here is only what makes one of each image, and what compares two.
-"""
+"""Which pixels an answer rests on, by captum and by Grad-CAM, and whether two networks rest theirs on the same."""
 
 from functools import partial
 
 import torch
-from captum.attr import LayerGradCam, Saliency
+from captum.attr import Saliency
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reptrans.errors import ShapeMismatch
+from reptrans.layers.axes import as_map
 from reptrans.layers.trace import check_layers
+from reptrans.layers.values import chosen, replaced
 from reptrans.training import evaluating
 from reptrans.training.batches import answers_of, checked_network
 
@@ -27,16 +26,31 @@ def saliency_maps(net: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
 
 
 def attention_maps(net: nn.Module, layer: str, images: Tensor, labels: Tensor) -> Tensor:
-    """Grad-CAM (captum; Selvaraju et al. 2017) of each image's label at a layer: (n, h, w) of the layer's size, from 0.
+    """Grad-CAM (Selvaraju et al. 2017) of each image's label at a layer: (n, h, w) of the layer's size, from 0.
 
-    relu(sum_c a_c A_c), a_c the mean over space of d logit / d A_c. `layer` gives maps (n, c, h, w); `labels` (n,); the
-    network in eval mode meanwhile. Raises LayerNotFound.
+    relu(sum_c a_c A_c), a_c the mean over space of d logit / d A_c. `layer` gives maps (n, c, h, w), or as `layer:map`
+    tokens and maps (n, h, w, c); `labels` (n,); the network in eval mode meanwhile. Raises LayerNotFound,
+    ShapeMismatch.
     """
-    check_layers(net, [layer])
-    with evaluating(net):
-        cam = LayerGradCam(partial(answers_of, net), net.get_submodule(layer))
-        maps = cam.attribute(images, target=labels.to(images.device), relu_attributions=True)
-    return maps.detach().squeeze(1)
+    name, seen = layer.removesuffix(":map"), []
+    check_layers(checked_network(net), [name])
+
+    def keep(module: nn.Module, inputs: object, output: object) -> object:
+        seen.append(chosen(output, who=f"layer {name!r}"))
+        return replaced(output, "", seen[-1].clone())  # which later layers may write to
+
+    handle = net.get_submodule(name).register_forward_hook(keep)
+    try:
+        with evaluating(net), torch.enable_grad():
+            logits = answers_of(net, images.detach().clone().requires_grad_())
+            of_label = logits.gather(1, labels.to(images.device)[:, None]).sum()
+            pair = seen[-1], torch.autograd.grad(of_label, seen[-1])[0]
+    finally:
+        handle.remove()
+    activations, gradients = map(as_map, pair) if layer != name else pair
+    if activations.ndim != 4:
+        raise ShapeMismatch(f"layer {name!r} gives {tuple(activations.shape)}, not maps (n, c, h, w).")
+    return (gradients.mean((2, 3), keepdim=True) * activations).sum(1).relu().detach()
 
 
 def map_agreement(a: Tensor, b: Tensor) -> Tensor:

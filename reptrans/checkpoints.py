@@ -131,8 +131,7 @@ def trained(
     plan, batch_size = plan or usual_plan, usual_size if batch_size is None else batch_size
     batch_seed = seed if batch_seed is None else batch_seed
     order = {"batch_size": batch_size, "batch_seed": batch_seed, "augment": augment}
-    shape = {"num_classes": dataset.num_classes, "in_channels": dataset.channels, "image_size": dataset.image_size}
-    net = build(model, **shape, seed=seed).to(plan.dtype)
+    net = build(model, **dataset.form, seed=seed).to(plan.dtype)
     recipe = {"model": model, "dataset": fingerprint(dataset), "seed": seed, **order, "plan": asdict(plan)}
     recipe |= _made_elsewhere(model, net)
     path = Path(folder or paths.networks_root()) / _file_name(model, dataset, seed, recipe)
@@ -197,7 +196,8 @@ def fingerprint(dataset: Dataset) -> str:
     digest = hashlib.sha256()
     for tensor in (images, labels):
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    digest.update(repr((tuple(dataset.mean), tuple(dataset.std))).encode())
+    statistics = (dataset.mean, dataset.std) if isinstance(dataset, Dataset) else ((), ())
+    digest.update(repr(tuple(map(tuple, statistics))).encode())
     sides = "x".join(str(size) for size in images.shape[1:])
     return f"{dataset.name}-{len(labels)}-{len(dataset.test)}-{sides}-{digest.hexdigest()[:8]}"
 

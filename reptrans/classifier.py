@@ -69,8 +69,7 @@ def train_networks(p: ClassifierRun, dataset: Dataset, run) -> pd.DataFrame:
     tables = []
     for seed in progress([int(seed) for seed in names(p.init_seeds)], "networks"):
         order = seed if p.batch_seed < 0 else p.batch_seed
-        net = build(p.model, num_classes=dataset.num_classes, in_channels=dataset.channels,
-                    image_size=dataset.image_size, seed=seed).to(p.plan(order).dtype)  # fmt: skip
+        net = build(p.model, **dataset.form, seed=seed).to(p.plan(order).dtype)
         name = f"{file_name(p.model)}-seed{seed}"
         rows = train_classifier(
             net, dataset, p.plan(order), batch_size=p.batch_size, augment=p.augment, batch_seed=order, device=p.device,

@@ -25,6 +25,7 @@ from pydantic.fields import FieldInfo
 
 from reptrans.data import Dataset, load_dataset
 from reptrans.errors import BadValue, UnknownName, suggest
+from reptrans.models.from_transformers import tokenizer_of
 from reptrans.progress import interactive, progress
 
 __all__ = [
@@ -79,11 +80,21 @@ class DatasetParameters(Parameters):
     channels: Literal[0, 1, 3] = 0
 
     def load(self) -> Dataset:
-        """The data set that the parameters name; raises what `load_dataset` does."""
-        return load_dataset(
-            self.dataset, image_size=self.image_size or None, limit=self.limit or None,
-            normalise=self.normalise or None, channels=self.channels or None,
-        )  # fmt: skip
+        """The data set that the parameters name; raises what `load_dataset` does.
+
+        Text is read by the tokenizer that lies beside the first network that has one, or else byte by byte.
+        """
+        about = {"image_size": self.image_size, "normalise": self.normalise, "channels": self.channels}
+        if self.dataset.startswith("text:"):  # for which the usual size of images says nothing
+            about = {name: value for name, value in about.items() if value != type(self).model_fields[name].default}
+            about["tokenizer"] = next(filter(None, map(tokenizer_of, self._networks())), None)
+        given = {name: value or None for name, value in about.items()}
+        return load_dataset(self.dataset, limit=self.limit or None, **given)
+
+    def _networks(self) -> list[str]:
+        """The networks that the parameters name."""
+        named = ("front_model", "end_model", "model", "models")
+        return [name for field in named for name in parts(getattr(self, field, ""))]
 
 
 def parameters(model: type[_Model]) -> _Model:

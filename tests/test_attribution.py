@@ -37,6 +37,22 @@ def test_grad_cam_is_the_weighted_sum_of_maps():
     torch.testing.assert_close(attention_maps(net, "relu3", images, labels), expected.detach())
     with pytest.raises(LayerNotFound, match="has no layer 'relu33'"):
         attention_maps(net, "relu33", images, labels)
+    with pytest.raises(ShapeMismatch, match="not maps"):
+        attention_maps(net, "fc", images, labels)
+
+
+class Tokens(torch.nn.Sequential):
+    def forward(self, x):
+        return self[2](self[1](self[0](x).flatten(2).movedim(1, 2)).mean(1))
+
+
+def test_grad_cam_of_tokens_is_that_of_their_map():
+    net = Tokens(torch.nn.Conv2d(1, 4, 2, 2), torch.nn.Linear(4, 3), torch.nn.Linear(3, 5)).double()
+    images, labels = torch.randn(2, 1, 8, 8, dtype=torch.float64), torch.tensor([3, 1])
+    weights = net[2].weight[labels] / 16
+    tokens = net[1](net[0](images).flatten(2).movedim(1, 2))
+    expected = (tokens * weights[:, None]).sum(2).relu().unflatten(1, (4, 4))
+    torch.testing.assert_close(attention_maps(net, "1:map", images, labels), expected.detach())
 
 
 def test_maps_agree_by_their_cosine_at_the_smaller_size():

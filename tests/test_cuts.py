@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from reptrans.errors import BadValue, CannotCut, LayerNotFound
 from reptrans.layers import channel_axes, cuttable_layers, end, front, record
+from reptrans.layers.hooked import HookedFront
 from reptrans.layers.values import answer, chosen, replaced, tensors_in
 
 
@@ -328,8 +329,42 @@ def test_inputs_of_several_parts():
     assert torch.equal(masked["logits"], net(**batch)["logits"])
     plain = end(net, "mix", example={"input_ids": ids})(expected)
     assert torch.equal(plain["logits"], net(ids)["logits"])
+    half = batch | {"attention_mask": (torch.arange(6) < 2).long().expand(5, 6)}
+    for inputs in (batch, half):  # a mask is no bypass, but it must be said at every call
+        told = end(net, "mix", example=batch)(expected, inputs)
+        assert torch.equal(told["logits"], net(**inputs)["logits"])
+    with pytest.raises(BadValue, match="needs attention_mask to know what is padding"):
+        end(net, "mix", example=batch)(expected)
+
+
+class Extra(Keywords):
+    def forward(self, input_ids, attention_mask=None, extra=0.0):
+        return {"logits": super().forward(input_ids, attention_mask)["logits"] + extra}
+
+
+def test_a_bypass_beside_a_mask_is_one():
+    net, batch = Extra().eval(), {"input_ids": torch.randint(0, 9, (5, 6)), "attention_mask": torch.ones(5, 6).long()}
+    assert end(net, "mix", example=batch)(net.mix(net.embed(batch["input_ids"])), batch)["logits"].shape == (5, 2)
     with pytest.raises(CannotCut, match="part of the network bypasses it"):
-        end(net, "mix", example=batch)
+        end(net, "mix", example=batch | {"extra": torch.rand(5, 2)})
+
+
+class Seconds(nn.Module):
+    def forward(self, pair):
+        return pair[0] * 2
+
+
+def test_a_front_by_hooks_stops_at_its_last_layer():
+    net = nn.Sequential(nn.LSTM(3, 3), Seconds())
+    calls = []
+    net[1].register_forward_hook(lambda *_: calls.append(1))
+    part, x = HookedFront(net.eval(), ["0"], single=True), torch.rand(4, 2, 3)
+    values = [part(x) for _ in range(3)]
+    assert len(calls) == 1 and all(torch.equal(v, net[0](x)[0]) for v in values)
+    assert not net[0]._forward_hooks
+    net.train()
+    part(x)
+    assert len(calls) == 2
 
 
 class Plain(nn.Module):
@@ -448,3 +483,69 @@ def test_which_axis_holds_channels_is_not_guessed():
     for shape in ((6, 6), (6, 12), (12, 6)):
         axes = channel_axes(Last().eval(), ["conv", "turn", "mix", "flat"], torch.randn(2, 3, *shape))
         assert axes == {"conv": 1, "turn": -1, "mix": -1, "flat": 1}
+
+
+class Caching(nn.Module):
+    """Keeps what it made, as LeViT does with its biases, in a dict, a list, an object and an attribute."""
+
+    class Kept:
+        value = None
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.bias, self.cache, self.list, self.kept = nn.Parameter(torch.rand(4)), {}, [], Caching.Kept()
+
+    def forward(self, x):
+        if "bias" not in self.cache:
+            self.cache["bias"] = self.bias[:4] * 2
+        h = self.first(x) + self.cache["bias"] + torch.tensor([1.0, 2.0, 3.0, 4.0])
+        self.list.append(h)
+        self.kept.value = self.latest = h
+        return self.last(h)
+
+
+def test_a_trace_leaves_nothing_in_what_a_network_keeps():
+    net, x = Caching().eval(), torch.rand(5, 3)
+    before = dict(vars(net))
+    assert "first" in cuttable_layers(net)
+    assert dict(vars(net)).keys() == before.keys() and not net.cache and not net.list and net.kept.value is None
+    for _ in range(2):
+        assert torch.equal(end(net, "first")(front(net, "first")(x)), net(x))
+    assert all(type(value) is torch.Tensor for value in (*net.list, *net.cache.values(), net.latest))
+
+
+class Again(nn.Module):
+    """Calls one layer with values of several widths."""
+
+    def __init__(self):
+        super().__init__()
+        self.act, self.a, self.b, self.lstm = nn.ReLU(), nn.Linear(3, 5), nn.Linear(5, 4), nn.LSTM(4, 4)
+
+    def forward(self, x):
+        if x.sum() > 1e9:
+            raise ValueError
+        return self.lstm(self.act(self.b(self.act(self.a(x)))))[0]
+
+
+@pytest.mark.parametrize("keep_skip", [False, True])
+def test_a_layer_called_several_times_stands_for_its_last_call(keep_skip):
+    net, x = Again().eval(), torch.rand(6, 2, 3)
+    part = end(net, "act", keep_skip=keep_skip, example=x)
+    values = front(net, "act")(x)
+    assert values.shape == (6, 2, 4)
+    assert torch.equal(part(values, x), net(x))
+
+
+class NormOfMaps(nn.LayerNorm):
+    """As in ConvNeXt: normalises the channels of (n, c, h, w)."""
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def test_a_layer_norm_of_its_own_kind_is_not_taken_for_the_usual_one():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), NormOfMaps(8), nn.Flatten(), nn.LazyLinear(2))
+    net(torch.rand(1, 3, 8, 8))
+    assert channel_axes(net, ["1"], torch.rand(2, 3, 8, 8)) == {"1": 1}  # 8 channels, 8 x 8 places: by a second size
+    assert channel_axes(net, ["1"], torch.rand(2, 3, 4, 16)) == {"1": 1}

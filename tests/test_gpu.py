@@ -7,6 +7,7 @@ can be run: nothing here says what a backward pass does.
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,20 +16,38 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from reptrans.data import Batch, load_dataset
 from reptrans.distillation import METHODS, Pair
 from reptrans.distillation.distill import StageObjective
+from reptrans.distillation.methods import efficient_detection, fd_gan, imitation
+from reptrans.distillation.reid.networks import (
+    Generator,
+    IdentityDiscriminator,
+    PatchDiscriminator,
+    Siamese,
+    Verification,
+    encoder,
+)
 from reptrans.extension import OUTPUT_LOSSES, Hidden, Lens, LensTraining, Outputs, ThroughLens, hidden_losses
 from reptrans.extension.hidden import MODES
 from reptrans.inputs import Pixels, class_logit, fast_front, match, range_penalty, total_variation, weighted
 from reptrans.l2t import Answers, AttentionTransfer, Matching, Transfer
+from reptrans.layers import end, front
 from reptrans.matching import Teacher
 from reptrans.merging import interpolated, task_vector, with_task_vectors
 from reptrans.merging.match import Matching as How
 from reptrans.merging.match import _Matched
 from reptrans.merging.space import mutual_share, neighbour_agreement, permutation_baseline
 from reptrans.models import build
-from reptrans.similarity import MEASURES
+from reptrans.similarity import MEASURES, Moments, channel_blocks
+from reptrans.stitching import Stitch, StitchedNetwork
+from reptrans.stitching.direct import DIRECT, departure, direct_matching
+from reptrans.stitching.stitch import at_places, channels_first
+from reptrans.stitching.targets import TARGETS, soft_target_loss
 from reptrans.training import accuracy, classification_loss
 
 _READ, _INDEX = torch.ops.aten._local_scalar_dense.default, torch.ops.aten.index.Tensor
+_OF_UNKNOWN_LENGTH = {
+    torch.ops.aten._unique2.default: lambda x: (x[:2].clone(), torch.zeros_like(x), torch.ones_like(x[:2])),
+    torch.ops.aten.nonzero.default: lambda x: torch.zeros(x.numel(), x.ndim, dtype=torch.int64, device=x.device),
+}
 
 
 class Gpu(FakeTensorMode):
@@ -45,6 +64,10 @@ class Gpu(FakeTensorMode):
         if func is _INDEX and args[0].device.type == "cpu":
             if any(index is not None and index.device.type == "cuda" for index in args[1]):
                 raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
+        if func in _OF_UNKNOWN_LENGTH:  # which only the values tell: two kinds of value, and all of them true
+            self.reads += 1
+            with self:
+                return _OF_UNKNOWN_LENGTH[func](args[0])
         return super().__torch_dispatch__(func, types, args, kwargs or {})
 
 
@@ -54,6 +77,9 @@ def gpu(monkeypatch):
     monkeypatch.setattr(nn.Module, "_apply", applied)
     # torch's own copy reads the memory that fake tensors do not have.
     monkeypatch.setattr(FakeTensor, "__deepcopy__", lambda tensor, memo: tensor.detach().clone(), raising=False)
+    # A backward pass cannot be run, but what comes behind a gradient can; likewise what SciPy is asked from the CPU.
+    monkeypatch.setattr(torch.autograd, "grad", gradients)
+    monkeypatch.setattr(FakeTensor, "numpy", on_cpu, raising=False)
     with Gpu() as mode, torch.random.fork_rng(devices=[]):
         yield mode
 
@@ -67,6 +93,18 @@ def applied(module: nn.Module, change, recurse: bool = True) -> nn.Module:
                     new = change(held.detach())
                     store[name] = nn.Parameter(new, held.requires_grad) if isinstance(held, nn.Parameter) else new
     return module
+
+
+def gradients(outputs, inputs, **_):
+    inputs = [inputs] if isinstance(inputs, torch.Tensor) else inputs
+    assert {value.device.type for value in (outputs, *inputs)} == {"cuda"}
+    return tuple(torch.zeros_like(value) for value in inputs)
+
+
+def on_cpu(tensor):
+    if tensor.device.type != "cpu":
+        raise TypeError("can't convert a CUDA tensor to NumPy")
+    return np.zeros(tuple(tensor.shape))
 
 
 def network(width: int = 4) -> nn.Module:
@@ -87,12 +125,6 @@ class Few:
         return [batch()]
 
 
-# A gradient by the image is a part of their forward pass; lsl scores layers before.
-_NOT_FAKED = {"at_gradient", "jacobian", "lsl"}
-# These look for an assignment, by SciPy.
-_OFF_GPU = {"permutation_euclid", "permutation_angular", "hard_correlation_match"}
-
-
 @pytest.fixture(scope="module")
 def positions():
     """Where student and teacher are looked at, found on real networks."""
@@ -101,7 +133,7 @@ def positions():
     return Pair.of(nets[0], Teacher(nets[1], loader), next(iter(loader)).images)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in _NOT_FAKED])
+@pytest.mark.parametrize("name", METHODS)
 def test_every_method_of_distillation(name, gpu, positions):
     student, teacher = network(2), Teacher(network(4), Few())
     pair = Pair(student, (teacher, teacher), positions.of_student, positions.of_teacher)
@@ -123,7 +155,7 @@ def _whole(stage):
     return changed
 
 
-@pytest.mark.parametrize("name", sorted(set(MEASURES) - _OFF_GPU))
+@pytest.mark.parametrize("name", MEASURES)
 def test_every_measure(name, gpu):
     x, y = torch.zeros(2, 30, 6, device="cuda")
     value = MEASURES[name].function(x, y)
@@ -181,6 +213,57 @@ def test_every_part_of_learned_transfer(gpu):
     terms, figures = Transfer(target, source, parts, example=images, classes=10)(batch())
     assert {"cross_entropy", "matching", "attention", "answers"} == set(terms)
     assert all(value.device.type == "cuda" for value in (*terms.values(), *figures.values()))
+
+
+@pytest.mark.parametrize("axes", [(1, 1), (1, -1)])
+def test_stitches_and_their_closed_forms(axes, gpu):
+    x, y = torch.zeros(2, 12, 6, 4, 4, device="cuda")
+    y = y if axes[1] == 1 else y.flatten(2).movedim(1, 2)
+    a, b = channels_first(x, axes[0]), channels_first(y, axes[1])
+    moments = Moments(6, 6, x.device).update(channel_blocks(at_places(a, tuple(b.shape[2:])), 1), channel_blocks(b, 1))
+    for kind in DIRECT:
+        stitch = Stitch(tuple(x.shape[1:]), tuple(y.shape[1:]), axes=axes).to("cuda")
+        found = direct_matching(moments, kind, rank=2)
+        assert stitch.set(found.weight, found.bias)(x).shape == y.shape
+        assert departure(moments, found) is not None
+    for form in ("low rank", "free"):
+        stitch = Stitch(tuple(x.shape[1:]), tuple(y.shape[1:]), axes=axes, form=form, rank=2, batch_norm=True)
+        assert stitch.to("cuda")(x).device.type == "cuda"
+
+
+@pytest.mark.parametrize("target", TARGETS[1:])
+def test_every_target_of_a_stitched_network(target, gpu):
+    net = network()
+    stitched = StitchedNetwork(front(net, "relu2"), Stitch((8, 4, 4), (8, 4, 4)).to("cuda"), end(net, "relu2"))
+    logits = stitched(batch().images)
+    assert soft_target_loss(target, logits, logits, logits).device.type == "cuda"
+
+
+def test_losses_of_detection(gpu):
+    logits, offsets = torch.zeros(2, 30, 5, device="cuda"), torch.zeros(2, 30, 4, device="cuda")
+    labels, boxes = torch.zeros(30, dtype=torch.int64, device="cuda"), torch.zeros(3, 4, device="cuda")
+    mask = imitation.imitation_mask(torch.zeros(4, 4, 3, 4, device="cuda"), boxes)
+    maps = torch.zeros(2, 2, 6, 16, device="cuda")
+    losses = [
+        efficient_detection.classification(logits[0], labels, logits[1]),
+        efficient_detection.soft_cross_entropy(*logits),
+        efficient_detection.bounded_errors(*offsets, offsets[0]),
+        efficient_detection.hint_loss(*maps),
+        imitation.imitation_loss(*maps, mask.flatten()[None].expand(2, -1)),
+    ]
+    assert all(loss.device.type == "cuda" for loss in losses)
+
+
+def test_networks_and_losses_of_reidentification(gpu):
+    images, same = torch.zeros(4, 3, 32, 16, device="cuda"), torch.ones(2, dtype=torch.bool, device="cuda")
+    maps = torch.zeros(4, 14, 32, 16, device="cuda")
+    code = encoder("convs", (32, 16))
+    siamese = Siamese(code, Verification(code.width)).to("cuda")
+    codes, logits = siamese(images)
+    made = Generator(14, code.width, (32, 16), noise=8).to("cuda")(maps, codes, torch.zeros(4, 8, device="cuda"))
+    judges = IdentityDiscriminator(siamese).to("cuda")(images, made), PatchDiscriminator(14).to("cuda")(maps, made)
+    terms = fd_gan.terms(fd_gan.WEIGHTS["paper"], logits, *judges, made, images, same)
+    assert all(value.device.type == "cuda" for value in terms.values())
 
 
 def test_merged_weights(gpu):

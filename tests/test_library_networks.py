@@ -7,6 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 from reptrans.errors import BadCheckpoint, BadValue, NotAvailable, ReptransError, UnknownName
+from reptrans.layers import cuttable_layers, end, front
+from reptrans.layers.cut import same
+from reptrans.layers.network import run
 from reptrans.layers.values import answer
 from reptrans.models import build
 
@@ -312,3 +315,23 @@ def test_a_cached_repository_is_found_and_one_without_weights_refused(folder, tm
     assert all(torch.equal(value, source[key]) for key, value in build("hf/owner/name").state_dict().items())
     (snapshot / "model.safetensors").unlink()
     assert message(BadCheckpoint, "hf/owner/name") == _no_safetensors(snapshot)
+
+
+SAMPLE = [
+    "timm/levit_128s", "timm/test_byobnet", "timm/test_convnext", "timm/test_mambaout", "timm/test_nfnet",
+    "timm/test_vit", "timm/test_vit4", "torchvision/densenet121", "torchvision/googlenet",
+    "torchvision/mobilenet_v3_small", "torchvision/shufflenet_v2_x0_5", "torchvision/swin_t", "torchvision/vit_b_32",
+    *TYPES,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+@torch.no_grad()
+def test_every_cut_is_exact(name):
+    net = build(name, num_classes=5, image_size=64, **NAMES.get(name, {})).eval()
+    text = name in ("hf/bert", "hf/gpt2", "hf/llama")
+    x = {"input_ids": torch.arange(9)[None], "attention_mask": torch.ones(1, 9).long()} if text else None
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) if x is None else x
+    whole, names = run(net, x), cuttable_layers(net, x)
+    values, told = front(net, names)(x), (x,) if text else ()
+    assert len(names) > 2 and all(same(end(net, n, example=x)(values[n], *told), whole) for n in names)

@@ -15,7 +15,7 @@ import reptrans
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULE = ROOT / "reptrans"
-MOST_LINES = 16_500
+MOST_LINES = 16_700
 
 # A file or folder of reptrans/ may import those of the lines above its own, never its neighbours. What two
 # neighbours both need moves up.

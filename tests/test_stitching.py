@@ -261,7 +261,7 @@ def test_mask_comes_from_train_and_leaves_least_squares_alone(digits, nets):
     few, moments = replace(digits, test=digits.test.limit(3)), {}
     for part in ("train", "test"):
         loader = few.loader(part, 300, dtype=torch.float64)
-        moments[part] = collect_moments(*nets, [("relu3", "relu3")], loader, {"relu3": (16, 2, 2)})["relu3", "relu3"]
+        moments[part] = collect_moments(*nets, [("relu3", "relu3")], loader)["relu3", "relu3"]
     masks = {part: mask_matrix("semi-match", 16, 16, m, torch.Generator()) for part, m in moments.items()}
     assert not torch.equal(masks["train"], masks["test"])
     free = stitch(few, nets, "relu3", direct="least squares")

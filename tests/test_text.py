@@ -5,6 +5,8 @@ import torch
 
 from reptrans.data import TextDataset, load_dataset
 from reptrans.errors import BadData, BadValue, NotAvailable, ReptransError
+from reptrans.layers import front
+from reptrans.stitching import Stitching, StitchingSettings
 
 
 @pytest.fixture(autouse=True)
@@ -194,3 +196,39 @@ def test_two_small_language_networks_are_compared_layer_by_layer(animals):
     assert list(same.index) == list(other.columns) == layers
     assert all(same.loc[name, name] == pytest.approx(1, abs=1e-6) for name in layers)
     assert (other.to_numpy() < 1).all()
+
+
+class Language(torch.nn.Module):
+    """Ids and a mask to one vector for each token, through layers that see one another's tokens only by the mask."""
+
+    def __init__(self, width: int, seed: int):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embed = torch.nn.Embedding(257, 6)
+        self.first = torch.nn.Linear(6, width)
+        self.last = torch.nn.Linear(width, 5)
+
+    def forward(self, input_ids, attention_mask):
+        h = self.first(self.embed(input_ids)).tanh()
+        mean = (h * attention_mask[..., None]).sum(1) / attention_mask.sum(1, keepdim=True)
+        return {"last_hidden_state": self.last(h) + mean[:, None, :5]}
+
+
+def test_networks_of_text_are_stitched_by_least_squares(tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_text("".join(f"{chr(97 + n % 26) * (n % 9 + 1)} {n}\n" for n in range(200)), "utf-8")
+    dataset, a, b = load_dataset(f"text:{path}"), Language(7, 0).double(), Language(9, 1).double()
+    settings = StitchingSettings(direct="least squares", ridge=0.0, epochs=0, dtype="float64", batch_size=16)
+    done = Stitching(a, b, [("embed", "embed"), ("first", "first")], dataset, settings)
+    same = Stitching(b, b, [("first", "first")], dataset, settings).stitch("first", "first").rows.iloc[-1]
+    assert same["relative_accuracy"] == 1 and same["r2"] == pytest.approx(1)
+    for layer in ("embed", "first"):
+        row = done.stitch(layer, layer).rows.iloc[-1]
+        assert 0 <= row["accuracy"] <= row["end_accuracy"] == 1 and row["front_accuracy"] != row["front_accuracy"]
+        x, y = (torch.cat([front(net, layer)(inputs)[inputs["attention_mask"].bool()]
+                           for inputs, *_ in dataset.loader("train", 16)]) for net in (a, b))  # fmt: skip
+        x, y = (v.detach() for v in (x - x.mean(0), y - y.mean(0)))
+        residual = y - x @ torch.linalg.lstsq(x, y, driver="gelsd").solution
+        assert row["r2"] == pytest.approx(1 - (residual.square().sum() / y.square().sum()).item())
+    with pytest.raises(BadValue, match="solved and not trained: choose epochs=0"):
+        Stitching(a, b, [("first", "first")], dataset, StitchingSettings(epochs=1))

@@ -123,9 +123,7 @@ class _Lesson:
 
     def student(self) -> nn.Module:
         """The untrained student."""
-        few = self.few
-        shape = {"num_classes": few.num_classes, "in_channels": few.channels, "image_size": few.image_size}
-        return build(self.p.student, **shape, seed=_STUDENTS + self.seed).to(self.train.device, self.plan.dtype)
+        return build(self.p.student, **self.few.form, seed=_STUDENTS + self.seed).to(self.train.device, self.plan.dtype)
 
     def method(self, layer: str) -> Method:
         """The method with that layer of the teacher as all its positions, its losses capped."""

@@ -43,6 +43,11 @@ class Dataset:
         return self.train.shape[1:]
 
     @property
+    def form(self) -> dict[str, object]:
+        """What `models.build` is told, to make a network for these images."""
+        return {"num_classes": self.num_classes, "in_channels": self.channels, "image_size": self.image_size}
+
+    @property
     def multi_label(self) -> bool:
         """Whether an image has a yes or no for every class (labels (n, k)) rather than one class (labels (n,))."""
         return self.train.labels.ndim > 1

@@ -123,7 +123,7 @@ def _found(path: str, root: Path) -> Path:
 
 def _text(name: str, root: Path, limit: int | None, limit_seed: int | None, split_seed: int, text: dict) -> TextDataset:
     place = name.removeprefix("text:")
-    given = Path(place).expanduser()
+    given = expanded(place, "text")
     file = next((p for p in (given, root / given) if p.is_file()), None)
     if file is None:
         raise BadData(f"there is no file {place!r}, neither here nor in {root}. Name a file of text: text:PATH.")

@@ -11,6 +11,7 @@ from reptrans.data.folder import Parts
 from reptrans.data.loader import Batch, Loader
 from reptrans.data.split import limited
 from reptrans.errors import BadData, BadValue, NotAvailable, UnknownName, suggest
+from reptrans.paths import expanded
 
 BYTES = 256  # ids 0 to 255 are the bytes of the text, this one is padding
 TEXT_OPTIONS = ("tokenizer", "length")
@@ -76,10 +77,16 @@ class TextDataset:
     test: Texts
     classes: tuple[str, ...]
     vocabulary: int
+    multi_label = False
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def form(self) -> dict[str, object]:
+        """What `models.build` is told, to make a network for text: nothing."""
+        return {}
 
     def loader(self, part: str = "train", batch_size: int = 128, **settings) -> TextLoader:
         """A TextLoader of the "train" or "test" part; `settings`: shuffle, seed, drop_last, device."""
@@ -88,7 +95,7 @@ class TextDataset:
         return TextLoader(getattr(self, part), batch_size, mean=(), std=(), **settings)
 
     def __getattr__(self, name: str):
-        if name in ("channels", "image_size", "mean", "std", "multi_label"):
+        if name in ("channels", "image_size", "mean", "std"):
             raise BadValue(
                 f"{self.name} is text, which has no {name}: it is for reading networks (compare, record), not for what "
                 "needs images."
@@ -152,7 +159,7 @@ def _tokens(lines: list[str], place: Path, length: int) -> tuple[list[list[int]]
         from tokenizers import Tokenizer
     except ModuleNotFoundError as error:
         raise NotAvailable("tokenizer= needs tokenizers. Install it: pip install 'reptrans[hf]'.") from error
-    place = place.expanduser()
+    place = expanded(place, "tokenizer")
     file = place / "tokenizer.json" if place.is_dir() else place
     try:
         found = Tokenizer.from_file(str(file))

@@ -3,6 +3,7 @@
 import ast
 import inspect
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,7 @@ from reptrans.distillation.distill import check_fit, distill, loaders, rehearse
 from reptrans.distillation.method import Method, Pair
 from reptrans.distillation.methods import METHODS, efficient_detection, fd_gan, imitation
 from reptrans.errors import BadValue, UnknownName, suggest
-from reptrans.matching import Teacher
+from reptrans.matching import Positions, Teacher, positions
 from reptrans.models import build
 from reptrans.notebook import DatasetParameters, names, once, some_names
 from reptrans.progress import progress
@@ -211,7 +212,12 @@ class _Bench:
         return self._placed(self._build(self.p.student, seed=10_000 + self.seed).to(self.plan.dtype))
 
     def pair(self, student: nn.Module) -> Pair:
-        return Pair.of(student, self.teachers, next(iter(self.train.plain())).images[:2])
+        return Pair(student, tuple(self.teachers), *self._positions)
+
+    @cached_property
+    def _positions(self) -> tuple[Positions, Positions]:
+        few = next(iter(self.train.plain())).images[:2]
+        return positions(self.student(), few), positions(self.teachers[0].net, few)
 
     def rehearse(self) -> None:
         """Compare the groups of layers, and try a step of every method."""
@@ -237,7 +243,8 @@ class _Bench:
     def similarity(self, student: nn.Module) -> pd.DataFrame:
         """Debiased CKA of student and first teacher at the ends of paired groups, on pooled test activations."""
         groups = self.pair(self.student()).groups
-        table = compare(self.teachers[0].net, student, self.compared, *zip(*groups, strict=True), fold="pool")
+        layers = ([tap.removesuffix(":map") for tap in side] for side in zip(*groups, strict=True))
+        table = compare(self.teachers[0].net, student, self.compared, *layers, fold="pool")
         values = [table.iloc[k, k] for k in range(len(groups))]
         return pd.DataFrame({"layer": [s for _, s in groups], "after": values})
 
@@ -253,7 +260,7 @@ class _Bench:
 
     def _build(self, name: str, seed: int) -> nn.Module:
         d = self.dataset
-        return build(name, num_classes=d.num_classes, in_channels=d.channels, image_size=d.image_size, seed=seed)
+        return build(name, **d.form, seed=seed)
 
     def _placed(self, net: nn.Module) -> nn.Module:
         # On a GPU convolutions in bfloat16 are fastest with the channels last.

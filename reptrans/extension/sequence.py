@@ -173,7 +173,7 @@ class _Trainer:
         if callable(self.model):
             return self.model(seed)
         d = self.dataset
-        return build(self.model, num_classes=d.num_classes, in_channels=d.channels, image_size=d.image_size, seed=seed)
+        return build(self.model, **d.form, seed=seed)
 
     def _example(self) -> Tensor:
         two = self.dataset.test.select(torch.arange(min(2, len(self.dataset.test))))

@@ -82,7 +82,7 @@ def compare_models(p: ModelSimilarityRun, dataset: Dataset, folder: Path | None 
     made, gradients, matched, images, networks = [], [], [], {}, {}
     natural = first_of_each(dataset).to(pick_device(p.device), PRECISIONS[p.dtype])
     for name in (*names(p.models), p.judge):
-        net = build(name, num_classes=dataset.num_classes, in_channels=dataset.channels, image_size=dataset.image_size)
+        net = build(name, **dataset.form)
         fast_front(net.to(natural).eval(), mean=dataset.mean, std=dataset.std)(natural)
     for seed in progress(range(p.seeds), "seeds"):
         one, other, judge = networks[seed] = _networks(p, dataset, seed, folder)

@@ -1,7 +1,6 @@
 """The images that are to be recovered: of a data set, of scikit-learn, or from files; and pictures in rows."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,6 +13,7 @@ from torchvision.transforms.v2 import functional as tv
 from reptrans.data import Dataset
 from reptrans.data.resize import resized_picture
 from reptrans.errors import BadData, BadValue, ShapeMismatch, UnknownName, suggest
+from reptrans.paths import expanded
 
 SAMPLES = ("china", "flower")
 
@@ -83,7 +83,7 @@ def _photograph(name: str, size: int) -> Tensor:
 
 
 def _opened(name: str) -> Image.Image:
-    path = Path(name).expanduser()
+    path = expanded(name, "a picture")
     if not path.is_file():
         raise UnknownName(f"there is no picture {name!r}. {suggest(name, [*SAMPLES, 'a number', 'PATH of a file'])}")
     try:

@@ -117,8 +117,7 @@ def tasks(p: L2TRun) -> tuple[Dataset, Dataset]:
     first = of_classes(whole, range(p.source_classes))
     other = of_classes(whole, range(p.source_classes, whole.num_classes))
     other = smaller(other, p.limit, p.test_images)
-    shape = {"num_classes": first.num_classes, "in_channels": first.channels, "image_size": first.image_size}
-    rehearse(p, build(p.source_model, **shape).to(**p.place).eval(), other)
+    rehearse(p, build(p.source_model, **first.form).to(**p.place).eval(), other)
     return first, other
 
 
@@ -138,7 +137,7 @@ def source_network(p: L2TRun, dataset: Dataset) -> nn.Module:
     state = read_weights(p.source_weights)
     theirs = any(name.startswith("block1.") for name in state)
     head = [value for value in state.values() if value.ndim == 2][-1]
-    net = build(p.source_model, num_classes=len(head), in_channels=dataset.channels, image_size=dataset.image_size)
+    net = build(p.source_model, **dataset.form | {"num_classes": len(head)})
     return load_network(net, p.source_weights, translate=from_l2t if theirs else None).to(**p.place).eval()
 
 
@@ -162,8 +161,7 @@ def transfer_of(
     p: L2TRun, method: Method, source: nn.Module, dataset: Dataset, seed: int
 ) -> tuple[nn.Module, Transfer]:
     """(a new target, the objective of its training) by one method."""
-    shape = {"num_classes": dataset.num_classes, "in_channels": dataset.channels, "image_size": dataset.image_size}
-    target = build(p.model, **shape, seed=seed).to(**p.place)
+    target = build(p.model, **dataset.form, seed=seed).to(**p.place)
     example = next(iter(dataset.loader("train", min(8, len(dataset.train)), **p.place))).images
     if method.starts:
         start_from(target, source, example)

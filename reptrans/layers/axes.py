@@ -3,12 +3,14 @@
 (8, 64, 64, 32) may be 64 maps of 64 x 32, or maps of 64 x 64 with 32 channels at each place.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reptrans.errors import ShapeMismatch
 from reptrans.layers.network import first_examples, leaving_no_trace, located, run
 from reptrans.layers.values import chosen
 
@@ -30,7 +32,7 @@ def channel_axes(net: nn.Module, names: Iterable[str], images: object) -> dict[s
     inner, places = located(net, names)
     inputs = first_examples(images, 2)
     shapes = _shapes(inner, places, inputs)
-    known = {name: _of(inner.get_submodule(layer)) for name, (layer, _) in places.items()}
+    known = {name: _of(inner.get_submodule(layer), shapes.get(name, ())) for name, (layer, _) in places.items()}
     open_ = [name for name, axis in known.items() if axis is None and len(shapes.get(name, ())) > 2]
     for change in (2.0, 0.5) if open_ and isinstance(inputs, Tensor) and inputs.ndim > 2 else ():
         others = _shapes(inner, {name: places[name] for name in open_}, _resized(inputs, change))
@@ -39,7 +41,39 @@ def channel_axes(net: nn.Module, names: Iterable[str], images: object) -> dict[s
     return {name: known[name] or _usual(inner.get_submodule(places[name][0]), shapes.get(name, ())) for name in places}
 
 
-def _of(module: nn.Module) -> int | None:
+def as_map(values: Tensor) -> Tensor:
+    """Values with their channels last as maps (n, c, h, w): of (n, h, w, c), or of tokens (n, t, d).
+
+    Tokens are a square of patches, behind a class token and its like, which are dropped. Raises ShapeMismatch.
+    """
+    if values.ndim == 4:
+        return values.movedim(-1, 1)
+    if values.ndim != 3:
+        raise ShapeMismatch(f"values {tuple(values.shape)} are no tokens (n, t, d), so they are no map.")
+    side, before = patch_square(values.shape[1])
+    return values[:, before:].movedim(-1, 1).unflatten(2, (side, side))
+
+
+def patch_square(tokens: int) -> tuple[int, int]:
+    """(side of the square of patches, tokens before it); ShapeMismatch for what no vision transformer has.
+
+    Before the patches come none, a class token, one more of a teacher, or a class token and four registers.
+    """
+    side = math.isqrt(tokens)
+    if tokens - side**2 not in (0, 1, 2, 5):
+        raise ShapeMismatch(
+            f"{tokens} tokens are no square of patches behind a few others, so they are no map. Choose a layer with "
+            "maps, or, to stitch, with tokens on both sides or flatten=True."
+        )
+    return side, tokens - side**2
+
+
+def _of(module: nn.Module, shape: tuple[int, ...] = ()) -> int | None:
+    """By the layer's type; of a layer norm with a forward of its own, as for maps in ConvNeXt, by the one axis of its
+    `shape` that is as long as what it normalises."""
+    if isinstance(module, nn.LayerNorm) and type(module).forward is not nn.LayerNorm.forward:
+        fits = [axis for axis in (1, -1) if len(shape) > 2 and module.normalized_shape == (shape[axis],)]
+        return fits[0] if len(fits) == 1 else None
     return 1 if isinstance(module, _FIRST) else -1 if isinstance(module, _LAST) else None
 
 

@@ -8,6 +8,7 @@ does not reach the layer, the network runs whole, with hooks.
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from operator import attrgetter
 from weakref import WeakKeyDictionary
 
 import torch
@@ -55,7 +56,8 @@ def end(net: nn.Module, name: str, *, keep_skip: bool = False, example: object =
     computes what bypasses the layer from the input with the network's own weights, as the stitching code of
     Csiszárik et al. (2021) does everywhere.
     `example` (two examples of the input are enough) is needed for a layer that a graph does not reach, unless a front
-    of the same network has run before. Weights, mode and errors as for `front`.
+    of the same network has run before. Where the input has a mask of padding, it is needed at every call:
+    `end(net, name)(activations, input)`. Weights, mode and errors as for `front`.
     """
     net, places = located(net, [name])
     if example is not None:
@@ -155,7 +157,7 @@ def _front_graph(traced: Traced, cuts: dict[str, _Place], single: bool) -> fx.Gr
             results[name] = _result(traced, graph, copies, waiting.pop(name), needed, f"layer {name!r}")
     names = list(cuts)
     graph.output(results[names[0]] if single else {name: results[name] for name in names})
-    return _module(traced.net, graph, f"Front of {type(traced.net).__name__}")
+    return _module(traced, graph, f"Front of {type(traced.net).__name__}")
 
 
 def _is_done(traced: Traced, cut: _Place, node: fx.Node) -> bool:
@@ -223,12 +225,15 @@ def _end_graph(traced: Traced, name: str, cut: _Place, keep_skip: bool) -> fx.Gr
     for node in traced.graph.nodes:
         if node in needed and node not in copies:
             copies[node] = graph.node_copy(node, copies.__getitem__)
-    return _module(traced.net, graph, f"End of {type(traced.net).__name__}")
+    return _module(traced, graph, f"End of {type(traced.net).__name__}")
 
 
-def _module(net: nn.Module, graph: fx.Graph, title: str) -> fx.GraphModule:
-    module = fx.GraphModule(net, graph, class_name=title.replace(" ", ""))
-    module.training = net.training
+def _module(traced: Traced, graph: fx.Graph, title: str) -> fx.GraphModule:
+    named = {node.target for node in graph.nodes if node.op in ("call_module", "get_attr")}
+    parts = {name: traced.constants.get(name, None) for name in named}
+    parts = {name: attrgetter(name)(traced.net) if part is None else part for name, part in parts.items()}
+    module = fx.GraphModule(parts, graph, class_name=title.replace(" ", ""))
+    module.training = traced.net.training
     return module
 
 
@@ -257,7 +262,7 @@ def _checked_end(graph: fx.GraphModule, net: nn.Module, name: str, keep_skip: bo
     def forward(activations, *inputs):
         example = _SEEN.get(net)
         if inputs and isinstance(inputs[0], (Mapping, tuple, list)):
-            return HookedEnd(net, name, keep_skip)(activations, *inputs)
+            return HookedEnd(net, name, keep_skip, inputs[0])(activations, *inputs)
         if _is_plain(activations) and _is_plain(example) and not way:
             more = (example,) if keep_skip else ()
             sound = _is_sound(graph, net, lambda: _run(graph, hooked_front(example), *more), lambda: run(net, example))

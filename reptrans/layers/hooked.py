@@ -3,6 +3,10 @@
 For networks and layers that no graph reaches, and for inputs of several parts: the same values, later.
 """
 
+from collections import Counter
+from collections.abc import Callable, Mapping
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import Tensor, nn
 
@@ -11,28 +15,63 @@ from reptrans.layers.network import each, first_examples, leaving_no_trace, loca
 from reptrans.layers.record import record
 from reptrans.layers.values import replaced, tensors_in
 
+# By network: the layers of which a whole pass, in eval mode, has shown that they are called just once.
+_ONCE: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+
+
+class _Reached(BaseException):
+    """Raised by a hook: all that was wanted is there. No Exception, which a network's own code might catch."""
+
 
 class HookedFront(nn.Module):
-    """Input -> the value of one layer, or {name: value} of several."""
+    """Input -> the value of one layer, or {name: value} of several.
+
+    In eval mode the network stops at the last of them, once a whole pass has shown that each is called just once.
+    """
 
     def __init__(self, net: nn.Module, names: list[str], single: bool):
         super().__init__()
         self.net, self.names, self.single = net, names, single
+        inner, places = located(net, names)
+        self.layers = {layer: inner.get_submodule(layer) for layer, _ in places.values()}
 
     def forward(self, inputs: object) -> Tensor | dict[str, Tensor]:
+        calls: Counter[str] = Counter()
+        may_stop = not self.net.training and set(self.layers) <= _ONCE.setdefault(self.net, set())
+
+        def counted(layer: str) -> Callable:
+            def hook(*_) -> None:
+                calls[layer] += 1
+                if may_stop and len(calls) == len(self.layers):
+                    raise _Reached
+
+            return hook
+
         with record(self.net, self.names, clone=True, detach=False) as activations:
-            run(self.net, inputs)
+            hooks = [module.register_forward_hook(counted(layer)) for layer, module in self.layers.items()]
+            try:
+                run(self.net, inputs)
+                if not self.net.training:
+                    _ONCE[self.net] |= {layer for layer, count in calls.items() if count == 1}
+            except _Reached:
+                pass
+            finally:
+                for hook in hooks:
+                    hook.remove()
         return activations[self.names[0]] if self.single else {name: activations[name] for name in self.names}
 
 
 class HookedEnd(nn.Module):
-    """Activations -> output, or (activations, input) -> output; `example` stands for the input where none is given."""
+    """Activations -> output, or (activations, input) -> output; `example` stands for the input where none is given.
+
+    A mask of the input, which says what is padding, is no data: it may reach what follows the layer, and must be given.
+    """
 
     def __init__(self, net: nn.Module, name: str, keep_skip: bool, example: object = None):
         super().__init__()
         self.net, places = located(net, [name])
         self.name, (self.layer, self.part) = name, places[name]
-        self.example = example
+        self.example, self.calls = example, None
         if keep_skip:
             return
         if example is None:
@@ -44,16 +83,44 @@ class HookedEnd(nn.Module):
 
     def forward(self, activations: Tensor, inputs: object = None) -> object:
         if inputs is None:
+            if masks := list(_masks(self.example)):
+                raise BadValue(
+                    f"what follows {self.name!r} needs {', '.join(masks)} to know what is padding. Give the input too: "
+                    "end(activations, inputs)."
+                )
             inputs = self._as_many(activations)
 
+        if self.calls is None:
+            self.calls = self._counted(first_examples(inputs, 2))
+        seen = []
+
         def put(module, given, output):
-            return replaced(output, self.part, activations.clone())
+            seen.append(None)
+            # A layer that is called several times stands for its last call.
+            return replaced(output, self.part, activations.clone()) if len(seen) == self.calls else None
 
         hook = self.net.get_submodule(self.layer).register_forward_hook(put)
         try:
-            return run(self.net, inputs)
+            output = run(self.net, inputs)
         finally:
             hook.remove()
+        if len(seen) != self.calls:
+            raise CannotCut(f"a pass calls {self.name!r} {len(seen)} times, another one {self.calls} times.")
+        return output
+
+    @torch.no_grad()
+    def _counted(self, inputs: object) -> int:
+        """How often a pass calls the layer."""
+        if self.layer in _ONCE.get(self.net, ()):
+            return 1
+        seen = []
+        hook = self.net.get_submodule(self.layer).register_forward_hook(lambda *_: seen.append(None))
+        try:
+            with leaving_no_trace(self.net):
+                run(self.net, inputs)
+        finally:
+            hook.remove()
+        return len(seen)
 
     def _as_many(self, activations: Tensor) -> object:
         """The first example again and again: as many inputs as there are activations of."""
@@ -69,7 +136,8 @@ class HookedEnd(nn.Module):
             activations = HookedFront(self.net, [self.name], single=True)(example)
             self._inputs, self._values = len(next(tensors_in(example))[1]), len(activations)
             outputs = []
-            for inputs in (example, each(example, _changed)):
+            changed = each(example, _changed)
+            for inputs in (example, changed | _masks(example) if _masks(example) else changed):
                 torch.set_rng_state(state)
                 outputs.append([tensor for _, tensor in tensors_in(self(activations, inputs))])
         if not all(map(torch.equal, *outputs)):
@@ -77,6 +145,12 @@ class HookedEnd(nn.Module):
                 f"Layer {self.name!r} of {type(self.net).__name__} does not separate its input from its output: part "
                 "of the network bypasses it. To keep the bypass from the images, ask for keep_skip=True."
             )
+
+
+def _masks(inputs: object) -> dict[str, object]:
+    """What of a network's keywords says which of the other inputs count: its masks."""
+    named = inputs.items() if isinstance(inputs, Mapping) else ()
+    return {name: value for name, value in named if "mask" in name and value is not None}
 
 
 def _changed(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from reptrans.errors import LayerNotFound, suggest
 from reptrans.layers.values import tensors_in
@@ -34,6 +34,7 @@ _VIEWS = frozenset(
     alpha_dropout feature_alpha_dropout bfloat16 cpu cuda broadcast_to broadcast_tensors atleast_1d atleast_2d
     atleast_3d meshgrid positive resolve_conj resolve_neg stochastic_depth""".split()
 )
+_HOLDERS = (dict, list, set)
 # What is asked of a tensor and is none of its values.
 _QUERIES = frozenset("size shape dim ndim ndimension device dtype layout numel nelement is_cuda get_device len".split())
 
@@ -48,12 +49,16 @@ class Returned:
 
 @dataclass
 class Traced:
-    """The graph of one network, with the node that each layer name stands for."""
+    """The graph of one network, with the node that each layer name stands for.
+
+    `constants`: tensors that the network's code makes or holds, and that are no attribute of it; the graph names them.
+    """
 
     net: nn.Module
     graph: fx.Graph
     returned: dict[str, "Returned"]
     opaque: dict[str, str] = field(default_factory=dict)
+    constants: dict[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def nodes(self) -> dict[str, fx.Node]:
@@ -248,11 +253,50 @@ def trace(net: nn.Module) -> Traced:
     """The graph of `net` in the mode (train or eval) that it is in; raises what `torch.fx` raises if `forward` itself
     cannot be traced."""
     tracer = _Tracer()
-    with _len_of_proxies(net):
+    with _python_state_kept(net) as added, _len_of_proxies(net):
         graph = tracer.trace(net)
-    traced = Traced(net, graph, tracer.returned, tracer.opaque)
+    constants = {name: value for name, value in added.items() if isinstance(value, Tensor)}
+    traced = Traced(net, graph, tracer.returned, tracer.opaque, constants)
     _let_readers_follow_writers(traced)
     return traced
+
+
+@contextmanager
+def _python_state_kept(net: nn.Module) -> Iterator[dict[str, object]]:
+    """What the network's code stores within (a cache, a last value) is a stand-in for tensors, and is taken back.
+
+    Gives a dict that in the end holds the attributes that were added to the network itself.
+    """
+    added, own = {}, set(vars(net))
+    kept = [(holder, next(kind for kind in _HOLDERS if isinstance(holder, kind))(holder)) for holder in _holders(net)]
+    try:
+        yield added
+    finally:
+        added |= {name: value for name, value in vars(net).items() if name not in own}
+        for holder, before in kept:
+            if isinstance(holder, list):
+                holder[:] = before
+            else:
+                holder.clear()
+                holder.update(before)
+
+
+def _holders(net: nn.Module) -> Iterator[dict | list | set]:
+    """The attributes of all modules and of other objects of their packages, and the lists, dicts and sets in them."""
+    packages = {type(module).__module__.partition(".")[0] for module in net.modules()} - {"torch"}
+    reached, seen = [vars(module) for module in net.modules()], set()
+    while reached:
+        holder = reached.pop()
+        if id(holder) in seen:
+            continue
+        seen.add(id(holder))
+        yield holder
+        for value in holder.values() if isinstance(holder, dict) else holder:
+            own = type(value).__module__.partition(".")[0] in packages and not isinstance(value, (nn.Module, Tensor))
+            if isinstance(value, _HOLDERS):
+                reached.append(value)
+            elif own and type(getattr(value, "__dict__", None)) is dict:
+                reached.append(vars(value))
 
 
 @contextmanager

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from reptrans.errors import BadValue
-from reptrans.layers import layer_table
+from reptrans.errors import BadValue, ShapeMismatch
+from reptrans.layers import channel_axes, cuttable_layers, front, layer_table
+from reptrans.layers.axes import patch_square
 from reptrans.layers.trace import Traced, trace
 from reptrans.training import evaluating
 
@@ -38,9 +39,22 @@ class Positions:
 def positions(net: nn.Module, images: Tensor) -> Positions:
     """The usual taps of `net`, found from its graph and one forward pass of `images`.
 
-    Only layers that separate input from output count. A network that cannot be traced, or without maps or linear layer,
-    raises BadValue: give a `Positions` by hand.
+        Only layers that separate input from output count. Of a network with tokens, or with channels last, they are its
+        blocks as maps (`:map`): the last of every size, or, where all are of one size as in a vision transformer, the
+    ends of four quarters. A network without maps, tokens or linear layer raises BadValue: give a `Positions` by hand.
     """
+    blocks = _of_blocks(net, images)
+    if blocks and any(tap.endswith(":map") for tap in blocks.groups):
+        return blocks
+    try:
+        return _of_graph(net, images)
+    except BadValue:
+        if blocks is None:
+            raise
+        return blocks
+
+
+def _of_graph(net: nn.Module, images: Tensor) -> Positions:
     traced = _graph(net)
     table = layer_table(net, images).set_index("layer")
     order = {node: place for place, node in enumerate(traced.graph.nodes)}
@@ -62,6 +76,46 @@ def positions(net: nn.Module, images: Tensor) -> Positions:
         tuple(_distinct([n for found in rectified for n in found], traced)),
         f"{linear[-1]}:in",
     )
+
+
+def _of_blocks(net: nn.Module, images: Tensor) -> Positions | None:
+    """The positions of a network with layer norms, as hooks find them; None for others."""
+    if not any(isinstance(module, nn.LayerNorm) for module in net.modules()):
+        return None
+    with evaluating(net), torch.no_grad():
+        names = cuttable_layers(net, images)
+        shapes = {name: tuple(value.shape[1:]) for name, value in front(net, names)(images).items()}
+        axes = channel_axes(net, names, images)
+    grids = {name: grid for name in names if (grid := _grid(shapes[name], axes[name])) and max(grid) > 1}
+    linear = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+    if not linear or not grids:
+        return None
+    runs = [_blocks(list(run)) for _, run in groupby(grids, key=grids.__getitem__)]
+    if len(runs) == 1:
+        quarters = min(4, len(runs[0]))
+        groups = [runs[0][round((k + 1) * len(runs[0]) / quarters) - 1] for k in range(quarters)]
+    else:
+        groups = [run[-1] for run in runs]
+    taps = {name: name if axes[name] == 1 else f"{name}:map" for name in grids}
+    ends = tuple(taps[name] for name in groups)
+    return Positions(ends, (ends[0], *ends[:-1]), ends, tuple(taps[n] for run in runs for n in run), f"{linear[-1]}:in")
+
+
+def _grid(shape: tuple[int, ...], axis: int) -> tuple[int, int] | None:
+    """(h, w) of one example's activations as a map; None where they are none."""
+    if len(shape) == 3:
+        return shape[1:] if axis == 1 else shape[:2]
+    try:
+        return (patch_square(shape[0])[0],) * 2 if len(shape) == 2 and axis == -1 else None
+    except ShapeMismatch:
+        return None
+
+
+def _blocks(run: list[str]) -> list[str]:
+    """Of layers in order those that are numbered, the outermost: `blocks.0`, `blocks.1`; or else all of them."""
+    numbered = [name for name in run if name[-1:].isdigit()]
+    least = min((name.count(".") for name in numbered), default=0)
+    return [name for name in numbered if name.count(".") == least] or run
 
 
 def _graph(net: nn.Module) -> Traced:

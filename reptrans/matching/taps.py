@@ -2,6 +2,7 @@
 
 "layer2"                 the output of a layer
 "layer2:in"              its input (of a ReLU: the pre-activations)
+"blocks.3:map"           its output with the channels last, tokens (n, t, d) or (n, h, w, c), as a map (n, c, h, w)
 "out"                    the network's output
 "grad:loss"              the gradient, by the image, of the image's own cross-entropy with its label
 "grad:logit"             the gradient, by the image, of the logit of its label
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from reptrans.errors import BadValue, suggest
+from reptrans.layers.axes import as_map
 from reptrans.layers.trace import check_layers
 from reptrans.layers.values import chosen
 from reptrans.training.batches import answers_of, checked_network
@@ -70,7 +72,11 @@ def check_taps(net: nn.Module, taps: Iterable[str]) -> None:
                 )
             tap = layer or "out"
         if tap != "out":
-            check_layers(net, [tap.removesuffix(":in")])
+            check_layers(net, [_layer(tap)])
+
+
+def _layer(tap: str) -> str:
+    return tap.removesuffix(":in").removesuffix(":map")
 
 
 def _place(tap: str) -> str:
@@ -97,11 +103,12 @@ def _forward(net: nn.Module, images: Tensor, wanted: set[str]) -> dict[str, Tens
     values, handles = {}, []
 
     def keep(tap: str, value: object) -> None:
-        values[tap] = chosen(value, who=f"what stands at {tap!r}").clone()
+        found = chosen(value, who=f"what stands at {tap!r}")
+        values[tap] = as_map(found).contiguous() if tap.endswith(":map") else found.clone()
 
     try:
         for tap in sorted(wanted - {"out"}):
-            module = net.get_submodule(tap.removesuffix(":in"))
+            module = net.get_submodule(_layer(tap))
             if tap.endswith(":in"):
                 hook = module.register_forward_pre_hook(lambda m, inputs, tap=tap: keep(tap, inputs[0]))
             else:

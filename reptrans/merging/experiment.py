@@ -176,5 +176,4 @@ def _network(
 
 
 def _built(dataset: Dataset, model: str) -> nn.Module:
-    shape = {"num_classes": dataset.num_classes, "in_channels": dataset.channels, "image_size": dataset.image_size}
-    return build(model, **shape)
+    return build(model, **dataset.form)

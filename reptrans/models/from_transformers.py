@@ -13,6 +13,7 @@ from torch import nn
 
 from reptrans.errors import BadCheckpoint, BadValue, NotAvailable, UnknownName
 from reptrans.models.library import library, near, refuse_large, rehearsed
+from reptrans.paths import expanded
 
 
 def transformers_network(
@@ -46,12 +47,28 @@ def transformers_network(
     if any(folder.glob("*.safetensors")):
         return _loaded(name, folder, config, facts)
     # A configuration alone is a wish for fresh weights only where somebody put it into a folder of theirs.
-    if weights or folder != Path(place).expanduser() or any(folder.glob("*.bin")):
+    if weights or folder != expanded(place, name) or any(folder.glob("*.bin")):
         raise BadCheckpoint(
             f"{folder} has no weights in safetensors, and pickled ones are not loaded, since they may run code. Fetch "
             'them (weights="default"), or save the network again with save_pretrained of a present transformers.'
         )
     return _fresh(name, config, facts)
+
+
+def tokenizer_of(name: str) -> Path | None:
+    """The tokenizer.json beside the network `hf/…`, in its folder or the local cache; None where there is none."""
+    if not name.startswith("hf/"):
+        return None
+    place = name.removeprefix("hf/")
+    folder = expanded(place, name)
+    if not folder.is_dir():
+        try:
+            hub = library("huggingface_hub", "hf", name)
+            found = hub.try_to_load_from_cache(place, "tokenizer.json")
+        except (NotAvailable, ValueError):  # no repository either: the network says so
+            return None
+        return Path(found) if isinstance(found, str) else None
+    return folder / "tokenizer.json" if (folder / "tokenizer.json").is_file() else None
 
 
 def _types() -> list[str]:
@@ -94,14 +111,14 @@ def _check_options(name: str, config, options: dict) -> None:
 
 def _folder(name: str, place: str, fetch: bool) -> Path:
     """The folder that `place` is, or the one in the local cache for a repository."""
-    folder = Path(place).expanduser()
+    folder = expanded(place, name)
     if (folder / "config.json").is_file():
         return folder
     if folder.is_dir():
         raise BadCheckpoint(f"{folder} has no config.json. Give a folder that save_pretrained of transformers wrote.")
     hub = library("huggingface_hub", "hf", name)
     try:
-        wanted = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+        wanted = ["config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json"]
         found = hub.snapshot_download(place, allow_patterns=wanted, local_files_only=not fetch)
     except Exception as error:  # of the hub, of its HTTP client, or for what is no name of a repository
         raise NotAvailable(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from reptrans.errors import BadData, BadValue, ShapeMismatch
 from reptrans.layers import channel_axes, cuttable_layers, front
 from reptrans.layers.network import first_examples, unwrap
-from reptrans.similarity.fold import FOLDS, blocks, check_fold, fold, laid_out, places
+from reptrans.similarity.fold import FOLDS, blocks, check_fold, fold, laid_out, places, token_mask, without_padding
 from reptrans.similarity.grams import Grams, join_small
 from reptrans.similarity.inputs import Inputs, batches, explained, moved, refuse_single, size_of
 from reptrans.similarity.measures import Measure, find
@@ -134,19 +134,11 @@ class _Side:
             )
         if not largest_of(activations) < torch.inf:
             raise BadData(f"the activations of layer {name!r} hold NaN or infinity; look at the network and its input.")
-        mask = None if isinstance(inputs, Tensor) else inputs.get("attention_mask")
-        if mask is not None and activations.shape[:-1] == mask.shape and self.how in ("pool", "tokens"):
-            return _without_padding(activations[:, self.dropped :], mask[:, self.dropped :].bool(), self.how)
+        mask = token_mask(inputs, activations)
+        if mask is not None and self.how in ("pool", "tokens"):
+            return without_padding(activations[:, self.dropped :], mask[:, self.dropped :], self.how)
         form = laid_out if self.how in ("pixels", "tokens") else fold
         return form(activations, self.how, self.axes[name], self.dropped)
-
-
-def _without_padding(activations: Tensor, mask: Tensor, how: str) -> Tensor:
-    """Of tokens (n, t, d) those in mask (n, t): the mean of each example's, (n, d), or all of them, (tokens, d)."""
-    if how == "tokens":
-        return activations[mask]
-    own = mask.unsqueeze(2).to(activations.dtype)
-    return (activations * own).sum(1) / own.sum(1).clamp_min(1)
 
 
 class _Kept:

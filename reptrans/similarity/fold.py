@@ -4,6 +4,7 @@ The choice decides the result: on the same maps CKA is .88 flattened (biased), .
 """
 
 import math
+from collections.abc import Mapping
 
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
@@ -74,6 +75,20 @@ def places(activations: Tensor, axis: int | None = None) -> tuple[int, ...]:
     if activations.ndim == 2:
         return (1, 1)
     return tuple(activations.movedim(channel_axis(activations.shape) if axis is None else axis, 1).shape[2:])
+
+
+def token_mask(inputs: object, activations: Tensor) -> Tensor | None:
+    """Which tokens of activations (n, t, d) are text, not padding, (n, t), as the inputs' mask says; None for all."""
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    return mask.bool() if mask is not None and activations.shape[:-1] == mask.shape else None
+
+
+def without_padding(activations: Tensor, mask: Tensor, how: str) -> Tensor:
+    """Of tokens (n, t, d) those in mask (n, t): the mean of each example's, (n, d), or all of them, (tokens, d)."""
+    if how == "tokens":
+        return activations[mask]
+    own = mask.unsqueeze(2).to(activations.dtype)
+    return (activations * own).sum(1) / own.sum(1).clamp_min(1)
 
 
 def _check_shape(activations: Tensor, how: str) -> None:

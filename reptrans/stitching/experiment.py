@@ -1,20 +1,22 @@
 """Two frozen networks, stitched at some layers by all matchings asked for: one row for each."""
 
+import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from reptrans.data import Dataset, Loader, Split
+from reptrans.data import Dataset, Loader, Split, TextDataset
 from reptrans.errors import BadValue, ShapeMismatch
 from reptrans.layers import channel_axes, end, front
+from reptrans.layers.network import run
 from reptrans.layers.values import answer
 from reptrans.similarity import Moments, linear_cka
 from reptrans.stitching.direct import AffineMap, departure, direct_matching
-from reptrans.stitching.frozen import collect_moments, kept, logits_of, subset
+from reptrans.stitching.frozen import collect_moments, kept, logits_of, recognised, subset, unpadded
 from reptrans.stitching.initial import BY_CHANCE, check_init, initial_map, mask_matrix
 from reptrans.stitching.settings import StitchingSettings
 from reptrans.stitching.stitch import Stitch, StitchedNetwork, stitch_size
@@ -40,6 +42,8 @@ class Stitched:
 class Stitching:
     """A front and an end network on one data set, checked and ready to be stitched at `pairs` (front layer, end layer).
 
+    Of a TextDataset, whose networks name no classes, accuracy is the share of the test texts' tokens for which the
+    stitched network's answer has its largest cosine with the end network's own answer to the same token.
     Fitted on `dataset.train`, scored on `dataset.test`, and every row says so. Both networks are frozen and taken over:
     eval mode, no gradients for their parameters, the settings' dtype and device. What pairs share is computed once: the
     networks' own logits, and the moments of all pairs in one streamed pass.
@@ -68,6 +72,7 @@ class Stitching:
         # On a CPU, activations that stay within the cache; larger ones cost the system more than the arithmetic.
         most = 100 if self.device.type == "cpu" else 500
         self.test = dataset.loader("test", max(s.batch_size, most), **form)
+        self.texts = isinstance(dataset, TextDataset)
         self._check_classes()
         if dataset.multi_label and needs_parents(s.target):
             raise BadValue(
@@ -89,7 +94,7 @@ class Stitching:
         def score(matching: str, network: StitchedNetwork) -> None:
             maps[matching] = network.stitch.dense()
             tail = nn.Sequential(network.stitch, network.end) if is_activations else network
-            logits, labels = logits_of(tail.eval(), images)
+            logits, labels = logits_of(tail.eval(), images, "tokens")
             rows.append({"matching": matching} | self._scores(logits, labels) | self._fit(m, maps[matching]))
 
         for kind in self._direct(front_layer, end_layer):
@@ -111,8 +116,10 @@ class Stitching:
     @cached_property
     def own(self) -> dict[str, Tensor]:
         """The two networks' own logits on the score set, and its labels."""
-        front_logits, labels = logits_of(self.front_net, self.test)
-        return {"front": front_logits, "end": logits_of(self.end_net, self.test)[0], "labels": labels}
+        (front_logits, labels), (end_logits, _) = (
+            logits_of(partial(run, net), self.test, "tokens") for net in (self.front_net, self.end_net)
+        )
+        return {"front": front_logits, "end": end_logits, "labels": labels}
 
     @cached_property
     def moments(self) -> dict[tuple[str, str], Moments]:
@@ -120,9 +127,7 @@ class Stitching:
         if not self.settings.needs_moments:
             return {}
         once = self.train.over(self.dataset.train, shuffle=False, drop_last=False)
-        return collect_moments(
-            self.front_net, self.end_net, self.pairs, once, self.shapes[1], self.settings.flatten, self.axes
-        )
+        return collect_moments(self.front_net, self.end_net, self.pairs, once, self.settings.flatten, self.axes)
 
     def _frozen(self, net: nn.Module) -> nn.Module:
         return net.to(self.device, self.settings.torch_dtype).eval().requires_grad_(False)
@@ -133,6 +138,12 @@ class Stitching:
         return next(iter(two)).images
 
     def _check_classes(self) -> None:
+        if self.texts:
+            if self.settings.epochs:
+                raise BadValue(
+                    f"{self.dataset.name} is text, on which stitches are solved and not trained: choose epochs=0."
+                )
+            return
         for role, net in (("front", self.front_net), ("end", self.end_net)):
             with torch.no_grad():
                 classes = answer(net(self._example), f"the {role} network").shape[-1]
@@ -195,7 +206,7 @@ class Stitching:
 
     def _network(self, stitch: Stitch, front_layer: str, end_layer: str, start: AffineMap) -> StitchedNetwork:
         stitch.to(self.device, self.settings.torch_dtype).set(start.weight.to(self.device), start.bias.to(self.device))
-        return StitchedNetwork(self.fronts[front_layer], stitch, self.ends[end_layer], self.settings.keep_skip)
+        return StitchedNetwork(self.fronts[front_layer], stitch, self.ends[end_layer], self._tells_input)
 
     def _start(self, front_layer: str, end_layer: str, m: Moments | None) -> StitchedNetwork:
         """The stitch that training starts from."""
@@ -225,19 +236,25 @@ class Stitching:
             memory=s.memory, checkpoint=checkpoint, label=f"stitch at {front_layer}",
         )  # fmt: skip
 
+    @property
+    def _tells_input(self) -> bool:
+        """Whether the end is told the input too: what bypasses the layer, or what of a text is padding."""
+        return self.settings.keep_skip or self.texts
+
     def _score_set(self, front_layer: str) -> tuple[Loader, bool]:
         """The score set as the front leaves it (True); with a bypass, or where memory is short, as images."""
         s = self.settings
-        tables = None if s.keep_skip else kept({"front": self.fronts[front_layer]}, self.test, s.memory)
+        tables = None if self._tells_input else kept({"front": self.fronts[front_layer]}, self.test, s.memory)
         if tables is None:
             return self.test, False
         return self.test.over(Split(tables["front"], self.test.split.labels)), True
 
     def _scores(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
-        own = accuracy(self.own["end"], labels).item()
-        reached = accuracy(logits, labels).item()
-        same = ((logits > 0) == (self.own["end"] > 0)) if labels.ndim > 1 else (
-            logits.argmax(1) == self.own["end"].argmax(1))  # fmt: skip
+        wanted, right = self.own["end"], labels
+        if self.texts:
+            (logits, labels), (wanted, right) = recognised(logits, wanted), recognised(wanted, wanted)
+        own, reached = accuracy(wanted, right).item(), accuracy(logits, labels).item()
+        same = (logits > 0) == (wanted > 0) if labels.ndim > 1 else logits.argmax(1) == wanted.argmax(1)
         return {
             "accuracy": reached,
             "relative_accuracy": reached / own if own else float("nan"),
@@ -257,14 +274,15 @@ class Stitching:
         """The columns that all rows of a pair share."""
         s, labels = self.settings, self.own["labels"]
         sample = subset(self.test, s.cka_images).images
-        x, y = self.fronts[front_layer](sample), front(self.end_net, end_layer)(sample)
+        parts = self.fronts[front_layer], front(self.end_net, end_layer)
+        x, y = (unpadded(part(sample), sample) for part in parts)
+        accuracies = [math.nan, 1.0] if self.texts else [accuracy(self.own[k], labels).item() for k in ("front", "end")]
         return {
             "dataset": self.dataset.name, "front_layer": front_layer, "end_layer": end_layer, "seed": self.seed,
             "init": s.init, "mask": s.mask, "form": s.form, "target": s.target, "epochs": s.epochs,
             "fit_set": "train", "fit_images": len(self.dataset.train), "augment": s.augment,
             "score_set": "test", "score_images": len(self.dataset.test),
-            "front_accuracy": accuracy(self.own["front"], labels).item(),
-            "end_accuracy": accuracy(self.own["end"], labels).item(),
-            "cka": linear_cka(x.flatten(1), y.flatten(1)).item(), "cka_images": len(sample),
+            "front_accuracy": accuracies[0], "end_accuracy": accuracies[1],
+            "cka": linear_cka(x.flatten(1), y.flatten(1)).item(), "cka_images": len(x),
             "cka_channels": m.linear_cka.item() if m is not None else float("nan"),
         }  # fmt: skip

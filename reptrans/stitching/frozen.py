@@ -1,7 +1,10 @@
 """What a frozen network says about a data set is computed once: activations, logits, moments of many layers."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from reptrans.data import Batch, Loader
 from reptrans.data.split import balanced
@@ -9,14 +12,36 @@ from reptrans.layers import front
 from reptrans.layers.values import answer
 from reptrans.progress import progress
 from reptrans.similarity import Moments, channel_blocks
+from reptrans.similarity.fold import token_mask, without_padding
 from reptrans.stitching.stitch import at_places, axis_of, channels_first, places_of
 
 
 @torch.no_grad()
-def logits_of(net: nn.Module, loader: Loader) -> tuple[Tensor, Tensor]:
-    """Logits (n, k) and labels of every example, in the split's order (the loader must not shuffle or augment)."""
-    pairs = [(answer(net(batch.images)), batch.labels) for batch in loader]
+def logits_of(net: Callable, loader: Loader, texts: str = "pool") -> tuple[Tensor, Tensor]:
+    """Logits (n, k) and labels of every example, in the split's order (the loader must not shuffle or augment).
+
+    Of a network that answers texts token by token, `texts` says: the mean over tokens, "pool", or all of the "tokens".
+    """
+    pairs = [(unpadded(answer(net(batch.images)), batch.images, texts), batch.labels) for batch in loader]
     return torch.cat([logits for logits, _ in pairs]), torch.cat([labels for _, labels in pairs])
+
+
+def unpadded(activations: Tensor, inputs: object, how: str = "pool") -> Tensor:
+    """Of texts (n, t, d) the mean over tokens, (n, d), or all "tokens", (tokens, d); everything else as it is."""
+    mask = token_mask(inputs, activations)
+    return activations if mask is None else without_padding(activations, mask, how)
+
+
+def recognised(found: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of the rows of a network's `own` (n, d) each that was `found` (n, d) is: (logits, the right rows).
+
+    Logits are cosines over 0.05. Of rows that are as near, as of a word that is said twice, any is right. Of more than
+    4,096 rows so many, evenly spread, are looked at.
+    """
+    some = torch.linspace(0, len(own) - 1, min(4096, len(own)), dtype=torch.float64).round().long()
+    logits = F.normalize(found[some]) @ F.normalize(own[some]).T / 0.05
+    nearest, rows = logits.max(1), torch.arange(len(some), device=found.device)
+    return logits, torch.where(logits.diagonal() >= nearest.values - 1e-4, nearest.indices, rows)
 
 
 @torch.no_grad()
@@ -45,7 +70,6 @@ def collect_moments(
     end_net: nn.Module,
     pairs: list[tuple[str, str]],
     loader: Loader,
-    end_shapes: dict[str, tuple[int, ...]],
     flatten: bool = False,
     axes: tuple[dict[str, int], dict[str, int]] | None = None,
 ) -> dict[tuple[str, str], Moments]:
@@ -61,7 +85,7 @@ def collect_moments(
         xs, ys = (part(batch.images) for part in fronts)
         for f, e in pairs:
             known = (axes[0][f], axes[1][e]) if axes else (None, None)
-            x, y = _blocks(xs[f], ys[e], end_shapes[e], known, flatten)
+            x, y = _blocks(xs[f], ys[e], known, flatten, token_mask(batch.images, xs[f]))
             if (f, e) not in moments:
                 moments[f, e] = Moments(x.shape[1], y.shape[1], x.device)
             moments[f, e].update(x, y)
@@ -69,12 +93,14 @@ def collect_moments(
 
 
 def _blocks(
-    x: Tensor, y: Tensor, end_shape: tuple[int, ...], axes: tuple[int | None, int | None], flatten: bool
+    x: Tensor, y: Tensor, axes: tuple[int | None, int | None], flatten: bool, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     if flatten:
         return x.flatten(1), y.flatten(1)
-    front_axis, end_axis = (axis_of(shape, axis) for shape, axis in zip((x.shape[1:], end_shape), axes, strict=True))
-    x = at_places(channels_first(x, front_axis), places_of(end_shape, end_axis))
+    if mask is not None:  # what is padding is no sample
+        return x[mask], y[mask]
+    front_axis, end_axis = (axis_of(v.shape[1:], axis) for v, axis in zip((x, y), axes, strict=True))
+    x = at_places(channels_first(x, front_axis), places_of(y.shape[1:], end_axis))
     return channel_blocks(x, 1), channel_blocks(channels_first(y, end_axis), 1)
 
 

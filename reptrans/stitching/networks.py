@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from reptrans.checkpoints import TrainingParameters, fingerprint, load_network, load_tensors, save_tensors
-from reptrans.data import Dataset
+from reptrans.data import Dataset, TextDataset
 from reptrans.errors import BadValue, CannotCut
 from reptrans.files import file_name
 from reptrans.layers import cuttable_layers
@@ -79,7 +79,8 @@ def network_pairs(p: StitchingRun, dataset: Dataset) -> list[tuple[int, Side, Si
         (i, _side(p, dataset, p.front_model, fronts, i, i), _side(p, dataset, p.end_model, ends, i, (i + 1) % around))
         for i in range(count)
     ]
-    _rehearse(p, dataset, *pairs[0][1:])
+    if not isinstance(dataset, TextDataset):  # whose networks are not trained: what does not fit is said at once
+        _rehearse(p, dataset, *pairs[0][1:])
     return pairs
 
 
@@ -101,7 +102,7 @@ def _paths(text: str) -> list[Path]:
 
 
 def _side(p: StitchingRun, dataset: Dataset, model: str, paths: list[Path], index: int, seed: int) -> Side:
-    facts = {"num_classes": dataset.num_classes, "in_channels": dataset.channels, "image_size": dataset.image_size}
+    facts = dataset.form
     if paths:
         path = paths[index % len(paths)]
         get = lambda: load_network(build(model, **facts).to(p.torch_dtype), path)  # noqa: E731
@@ -109,6 +110,9 @@ def _side(p: StitchingRun, dataset: Dataset, model: str, paths: list[Path], inde
     if p.weights:
         get = lambda: build(model, **facts, weights=p.weights)  # noqa: E731
         return Side(f"{model} {p.weights}", get, get)
+    if isinstance(dataset, TextDataset):  # not trained here: networks of text have no classes
+        get = lambda: build(model, **facts, seed=seed)  # noqa: E731
+        return Side(f"{model} seed {seed}", get, get)
     return Side(f"{model} seed {seed}", lambda: p.trained(model, dataset, seed), lambda: build(model, **facts))
 
 

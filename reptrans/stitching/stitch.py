@@ -1,13 +1,12 @@
 """The stitch: an affine map over the channel axis, and the network that it makes of a front and an end."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 from reptrans.errors import BadValue, ShapeMismatch, UnknownName, suggest
+from reptrans.layers.axes import patch_square
 from reptrans.layers.values import answer
 
 FORMS = ("free", "low rank", "orthogonal", "masked")
@@ -46,6 +45,8 @@ class Stitch(nn.Module):
         self.front_shape, self.end_shape, self.flatten = tuple(front_shape), tuple(end_shape), flatten
         self.axes = tuple(axis_of(s, a) for s, a in zip((self.front_shape, self.end_shape), axes, strict=True))
         p, q = stitch_size(self.front_shape, self.end_shape, self.axes, flatten)
+        grids = [places_of(*side) for side in zip((self.front_shape, self.end_shape), self.axes, strict=True)]
+        self._keeps_places = grids[0] == grids[1] and len(grids[0]) == 1  # texts have as many tokens as they have
         self.weight = nn.Parameter(torch.empty(q, p))
         self.bias = nn.Parameter(torch.empty(q))
         self.before = nn.BatchNorm1d(p) if batch_norm else None
@@ -89,7 +90,10 @@ class Stitch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.flatten:
             return self._affine(x.flatten(1)).unflatten(1, self.end_shape)
-        x = self._affine(at_places(channels_first(x, self.axes[0]), places_of(self.end_shape, self.axes[1])))
+        x = channels_first(x, self.axes[0])
+        if not self._keeps_places:
+            x = at_places(x, places_of(self.end_shape, self.axes[1]))
+        x = self._affine(x)
         return x if self.axes[1] == 1 else x.movedim(1, -1)
 
     def _affine(self, x: Tensor) -> Tensor:
@@ -119,7 +123,7 @@ def stitch_size(
             "vectors need equal places. Choose another pair of layers, or flatten=True for one dense map of all."
         )
     if grids[0] != grids[1] and tokens:
-        _square(*tokens[0])
+        patch_square(*tokens[0])
     return tuple(shape[0] if axis == 1 else shape[-1] for shape, axis in zip((front, end), axes, strict=True))
 
 
@@ -138,27 +142,13 @@ def at_places(x: Tensor, places: tuple[int, ...]) -> Tensor:
     if tuple(x.shape[2:]) == tuple(places):
         return x
     if x.ndim == 3:
-        side, before = _square(x.shape[2])
+        side, before = patch_square(x.shape[2])
         return at_places(x[:, :, before:].unflatten(2, (side, side)), places)
     if len(places) == 2:
         return F.interpolate(x, tuple(places), mode="bilinear", antialias=True)
-    side, before = _square(*places)
+    side, before = patch_square(*places)
     patches = at_places(x, (side, side)).flatten(2)
     return torch.cat([patches.mean(2, keepdim=True).expand(-1, -1, before), patches], 2)
-
-
-def _square(tokens: int) -> tuple[int, int]:
-    """(side of the square of patches, tokens before it); ShapeMismatch for what no vision transformer has.
-
-    Before the patches come none, a class token, one more of a teacher, or a class token and four registers.
-    """
-    side = math.isqrt(tokens)
-    if tokens - side**2 not in (0, 1, 2, 5):
-        raise ShapeMismatch(
-            f"{tokens} tokens are no square of patches behind a few others, so they are no map. Choose a layer with "
-            "maps on both sides, tokens on both, or flatten=True."
-        )
-    return side, tokens - side**2
 
 
 def axis_of(shape: tuple[int, ...], axis: int | None) -> int:

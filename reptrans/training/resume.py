@@ -145,8 +145,9 @@ def _content_of(split: object) -> tuple[Tensor, ...]:
 
 
 def some_of(split: object) -> tuple[Tensor, Tensor]:
-    """(images, labels) that stand for a split: images spread over it, and all labels."""
-    return split.batch(torch.arange(0, len(split), max(1, len(split) // 64))), split.labels
+    """(images, labels) that stand for a split: images or ids of tokens spread over it, and all labels."""
+    some = split.batch(torch.arange(0, len(split), max(1, len(split) // 64)))
+    return some if isinstance(some, Tensor) else next(iter(some.values())), split.labels
 
 
 def content(tensors: Iterable[Tensor]) -> str:

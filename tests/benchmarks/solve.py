@@ -14,7 +14,6 @@ from benchmarks.plain import pseudo_inverse
 from torch.nn import functional as F
 
 from reptrans.data import Loader, Split
-from reptrans.layers import front
 from reptrans.models import build
 from reptrans.stitching import direct_matching
 from reptrans.stitching.frozen import collect_moments
@@ -31,10 +30,7 @@ def plain(nets: list[torch.nn.Module], loader: Loader, layers: list[str]) -> dic
 
 
 def ours(nets: list[torch.nn.Module], loader: Loader, layers: list[str]) -> dict[str, tuple]:
-    with torch.no_grad():
-        shapes = front(nets[1], layers)(next(iter(loader)).images)
-    ends = {layer: tuple(value.shape[1:]) for layer, value in shapes.items()}
-    moments = collect_moments(*nets, [(layer, layer) for layer in layers], loader, ends)
+    moments = collect_moments(*nets, [(layer, layer) for layer in layers], loader)
     maps = {layer: direct_matching(moments[layer, layer], "least squares") for layer in layers}
     return {layer: (found.weight.numpy(), found.bias.numpy()) for layer, found in maps.items()}
 

@@ -223,7 +223,7 @@ def solved(settings: list[Setting]) -> tuple[float, dict[str, dict]]:
     """Seconds, and the least-squares map of every layer, from one pass over the images as they are."""
     begin, pairs = process_time(), [(s.layer, s.layer) for s in settings]
     shapes, nets = {s.layer: s.shape for s in settings}, settings[0].nets
-    moments = collect_moments(*nets, pairs, settings[0].loader("none").plain(), shapes)
+    moments = collect_moments(*nets, pairs, settings[0].loader("none").plain())
     maps = {layer: direct_matching(moments[layer, layer], "least squares") for layer in shapes}
     return process_time() - begin, {name: {"weight": m.weight, "bias": m.bias} for name, m in maps.items()}
 

@@ -121,7 +121,7 @@ def test_the_source_is_read_from_the_authors_file(shared):
     three = torch.zeros(1, 3, 32, 32)
 
     class Images:
-        channels, image_size = 3, (32, 32)
+        form = {"num_classes": 10, "in_channels": 3, "image_size": (32, 32)}
 
     net = source_network(p, Images())
     assert net(three).shape == (1, 200) and not net.training

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from reptrans.errors import BadValue
+from reptrans.layers import record
 from reptrans.matching import positions, tapped
 from reptrans.models import build
 
@@ -67,3 +68,34 @@ def test_networks_without_maps_or_graph_are_refused_with_the_way_out():
     for net in (build("dense", num_classes=10, in_channels=3, image_size=(32, 32), seed=0), Branches(nn.Flatten())):
         with pytest.raises(BadValue, match="Name them: Positions"):
             positions(net, IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "groups", "shapes"),
+    [
+        (
+            "hf/vit", {"num_hidden_layers": 5, "patch_size": 8},
+            [f"vit.layers.{k}:map" for k in (0, 1, 3, 4)], [(32, 8, 8)] * 4,
+        ),
+        (
+            "hf/swin", {"embed_dim": 16, "depths": [1, 2], "num_heads": [2, 2], "window_size": 4},
+            ["swin.encoder.layers.0.blocks.0:map", "swin.encoder.layers.1:map"], [(16, 16, 16), (32, 8, 8)],
+        ),
+    ],
+)  # fmt: skip
+def test_the_blocks_of_transformers_are_maps(name, options, groups, shapes):
+    pytest.importorskip("transformers")
+    small = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64} if name == "hf/vit" else {}
+    net, images = build(name, image_size=64, **small | options).eval(), torch.rand(2, 3, 64, 64)
+    found = positions(net, images)
+    assert list(found.groups) == groups and found.before == found.groups and found.embedding == "classifier:in"
+    values = tapped(net, images, None, found.groups, keep_graph=False)
+    assert [tuple(values[tap].shape[1:]) for tap in found.groups] == shapes
+    tokens = record_of(net, groups[-1].removesuffix(":map"), images)
+    assert torch.equal(values[groups[-1]].flatten(2).movedim(1, 2), tokens[:, -values[groups[-1]][0, 0].numel() :])
+
+
+def record_of(net, layer, images):
+    with record(net, layer) as activations, torch.no_grad():
+        net(images)
+    return activations[layer]

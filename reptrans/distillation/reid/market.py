@@ -13,6 +13,7 @@ from reptrans.data.streamed import opened
 from reptrans.distillation.reid.evaluation import JUNK
 from reptrans.distillation.reid.people import People, Reid
 from reptrans.errors import BadData
+from reptrans.paths import expanded
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 _NAME = re.compile(r"(-1|\d+)_c(\d+)(?:s\d+)?_.*\.(?:jpg|jpeg|png)", re.IGNORECASE)
@@ -28,7 +29,7 @@ def load_market(folder: str | Path, size: tuple[int, int] = (128, 64), landmarks
     as `read_landmarks` reads; images that it does not name have none.
     Raises BadData: a folder or file that is missing, broken or misnamed; a part without images.
     """
-    folder, known = Path(folder).expanduser(), None if landmarks is None else read_landmarks(landmarks)
+    folder, known = expanded(folder, "the folder of images"), None if landmarks is None else read_landmarks(landmarks)
     return Reid(folder.name, *(_people(folder / name, size, known) for name in FOLDERS.values()))
 
 
@@ -39,7 +40,7 @@ def read_landmarks(path: str | Path) -> Landmarks:
     `name:keypoints_y:keypoints_x` is passed over. (The form of Zhu et al. 2019 for Market-1501, 18 joints.)
     Raises BadData naming the line.
     """
-    path = Path(path).expanduser()
+    path = expanded(path, "the file of landmarks")
     if not path.is_file():
         raise BadData(f"there is no file of landmarks {path}. It has a line 'name: [rows]: [columns]' for each image.")
     found, joints = {}, None
