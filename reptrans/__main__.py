@@ -89,7 +89,7 @@ def _sweep(given: argparse.Namespace) -> int:
 
 
 def _runs(given: argparse.Namespace) -> str:
-    from reptrans.runs import all_runs  # only here: it loads what draws figures
+    from reptrans.runs import all_runs
 
     return as_text(all_runs())
 

@@ -3,7 +3,6 @@
 from functools import partial
 
 import torch
-from captum.attr import Saliency
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,6 +19,8 @@ def saliency_maps(net: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
 
     `classes` (n,): whose logit. By captum's Saliency (Simonyan et al. 2014); the network in eval mode meanwhile.
     """
+    from captum.attr import Saliency  # which brings Matplotlib and IPython
+
     with evaluating(checked_network(net)), torch.enable_grad():
         pixels = images.detach().clone().requires_grad_()
         return Saliency(partial(answers_of, net)).attribute(pixels, target=classes.to(images.device)).sum(1).detach()

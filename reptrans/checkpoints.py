@@ -15,13 +15,12 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from os.path import commonprefix
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock
-from pydantic import Field
 from torch import Tensor, nn
 
 from reptrans import paths
@@ -29,13 +28,11 @@ from reptrans.data import Dataset
 from reptrans.errors import BadCheckpoint, BadValue, CannotWrite, suggest
 from reptrans.files import file_name
 from reptrans.models import build, source_digest
-from reptrans.notebook import DatasetParameters
 from reptrans.tensorfiles import digest_of, existing, incomplete, load_tensors, save_tensors
 from reptrans.training import Plan, pick_device, train_classifier
 from reptrans.training.resume import content, some_of, structure
 
 __all__ = [
-    "TrainingParameters",
     "default_recipe",
     "fingerprint",
     "load_network",
@@ -146,35 +143,6 @@ def trained(
             rows = train_classifier(net, dataset, plan, **order, device=device, checkpoint=partial, label=path.stem)
             _keep(net, path, partial, recipe, rows)
     return net.to(device).eval()
-
-
-class TrainingParameters(DatasetParameters):
-    """The data set, and how the networks of an experiment are trained on it, once; see Plan.
-
-    `train_lr`: the highest learning rate of SGD. `train_augment`: none, standard, or some of flip, crop and cutout. The
-    experiment, which inherits, says `dtype` and `device`.
-    """
-
-    train_epochs: int = Field(4, ge=1)
-    train_lr: float = Field(0.1, gt=0)
-    train_batch_size: int = Field(50, ge=1)
-    train_schedule: Literal["steps", "one_cycle", "cosine", "constant"] = "one_cycle"
-    train_augment: str = "none"
-
-    def train_plan(self, seed: int) -> Plan:
-        """The plan of these parameters, in the precision of the experiment."""
-        return Plan(
-            epochs=self.train_epochs, lr=self.train_lr, schedule=self.train_schedule, precision=self.dtype,
-            portable=True, seed=seed,
-        )  # fmt: skip
-
-    def recipe(self, seed: int) -> dict:
-        """What `trained` is told of these parameters."""
-        return {"plan": self.train_plan(seed), "batch_size": self.train_batch_size, "augment": self.train_augment}
-
-    def trained(self, model: str, dataset: Dataset, seed: int, folder: Path | None = None) -> nn.Module:
-        """`trained` by these parameters."""
-        return trained(model, dataset, seed, **self.recipe(seed), folder=folder, device=self.device)
 
 
 def default_recipe(dataset: Dataset, seed: int = 0) -> tuple[Plan, int]:

@@ -15,21 +15,18 @@ import io
 import math
 import reprlib
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 from IPython import get_ipython
 from IPython.display import display
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
-from reptrans.data import Dataset, load_dataset
 from reptrans.errors import BadValue, UnknownName, suggest
-from reptrans.models.from_transformers import tokenizer_of
 from reptrans.progress import interactive, progress
 
 __all__ = [
-    "DatasetParameters",
     "Parameters",
     "as_text",
     "interactive",
@@ -68,33 +65,6 @@ class Parameters(BaseModel):
         if isinstance(value, (int, float)) and abs(value) > MOST:
             raise ValueError(f"numbers are taken from {-MOST:,} to {MOST:,}")
         return value
-
-
-class DatasetParameters(Parameters):
-    """The parameters that name a data set; 0 and "" stand for "as it is". Meanings as in `load_dataset`."""
-
-    dataset: str = "digits"
-    image_size: int = Field(32, ge=0, le=10_000)
-    limit: int = Field(0, ge=0)
-    normalise: str = ""
-    channels: Literal[0, 1, 3] = 0
-
-    def load(self) -> Dataset:
-        """The data set that the parameters name; raises what `load_dataset` does.
-
-        Text is read by the tokenizer that lies beside the first network that has one, or else byte by byte.
-        """
-        about = {"image_size": self.image_size, "normalise": self.normalise, "channels": self.channels}
-        if self.dataset.startswith("text:"):  # for which the usual size of images says nothing
-            about = {name: value for name, value in about.items() if value != type(self).model_fields[name].default}
-            about["tokenizer"] = next(filter(None, map(tokenizer_of, self._networks())), None)
-        given = {name: value or None for name, value in about.items()}
-        return load_dataset(self.dataset, limit=self.limit or None, **given)
-
-    def _networks(self) -> list[str]:
-        """The networks that the parameters name."""
-        named = ("front_model", "end_model", "model", "models")
-        return [name for field in named for name in parts(getattr(self, field, ""))]
 
 
 def parameters(model: type[_Model]) -> _Model:

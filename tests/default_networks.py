@@ -15,16 +15,16 @@ from typing import NamedTuple, TypeVar
 from papermill import inspect_notebook
 from torch import nn
 
-from reptrans.atlas import AtlasRun
 from reptrans.checkpoints import load_tensors, save_tensors, trained
 from reptrans.data import Dataset
-from reptrans.distillation import DistillationRun
-from reptrans.inputs import ModelSimilarityRun
-from reptrans.l2t import L2TRun, tasks
-from reptrans.merging import MergingRun
+from reptrans.experiments.atlas import AtlasRun
+from reptrans.experiments.distillation import DistillationRun
+from reptrans.experiments.l2t import L2TRun, tasks
+from reptrans.experiments.merging import MergingRun
+from reptrans.experiments.model_similarity import ModelSimilarityRun
+from reptrans.experiments.stitching import StitchingRun
 from reptrans.notebook import Parameters
 from reptrans.paths import shipped_networks
-from reptrans.stitching import StitchingRun
 from reptrans.tensorfiles import digest_of
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"

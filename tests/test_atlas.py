@@ -7,10 +7,11 @@ import torch
 from scipy.stats import norm, rankdata, spearmanr
 from scipy.stats import t as student_t
 
-from reptrans.atlas import AtlasRun, atlas, partial_correlation, profiles, rank_correlations
-from reptrans.comparison import rank_agreement, same_layers
 from reptrans.distillation import distill
 from reptrans.errors import BadData, BadValue, LayerNotFound
+from reptrans.experiments.atlas import AtlasRun, atlas
+from reptrans.experiments.ranks import partial_correlation, profiles, rank_correlations
+from reptrans.experiments.similarity import rank_agreement, same_layers
 
 SMALL = {"front_model": "cnn3_w4", "end_model": "cnn3_w4", "layers": "conv1,pool1,relu2,relu3", "seeds": 2,
          "measures": "debiased_cka,procrustes_angular", "images": 100, "train_epochs": 1, "student": "cnn3_w2",
@@ -55,7 +56,8 @@ def test_measures_are_those_of_the_comparison(run):
 
 def test_stitches_go_from_a_to_b_and_back(run):
     p, dataset, _, rows = run
-    from reptrans.stitching import Stitching, network_pairs
+    from reptrans.experiments.stitched import Stitching
+    from reptrans.experiments.stitching import network_pairs
 
     settings = p.stitching(p.layers)
     seed, *sides = network_pairs(settings, dataset)[1]
@@ -97,8 +99,8 @@ def test_gain_is_the_taught_student_minus_the_plain_one_from_the_same_start(run)
 
 def test_images_and_pair_weights_are_those_of_their_experiments(run):
     p, dataset, folder, rows = run
-    from reptrans.inputs import autoencode
-    from reptrans.l2t import L2TRun, train_one
+    from reptrans.experiments.autoencoding import autoencode
+    from reptrans.experiments.l2t import L2TRun, train_one
 
     for layer, value in zip(LAYERS, values_of(rows, "image kept", 0), strict=True):
         found = autoencode(p.autoencoding(str(folder / "front-s0.safetensors"), [layer], len(dataset.test))).rows
@@ -123,7 +125,7 @@ def test_images_and_pair_weights_are_those_of_their_experiments(run):
 def test_goes_on_from_what_is_stored(run, monkeypatch):
     p, dataset, folder, rows = run
     for name in ("same_layers", "autoencode", "distill", "train_one"):
-        monkeypatch.setattr(f"reptrans.atlas.quantities.{name}", None)
+        monkeypatch.setattr(f"reptrans.experiments.atlas.{name}", None)
     pd.testing.assert_frame_equal(atlas(p, dataset, lambda name: folder / name), rows)
 
 

@@ -4,7 +4,10 @@ import pandas as pd
 import pytest
 import torch
 
-from reptrans.comparison import (
+from reptrans.data import Dataset, Loader, Split
+from reptrans.data.split import balanced, limited
+from reptrans.experiments.extension import ExtensionRun, extend_all
+from reptrans.experiments.similarity import (
     SimilarityRun,
     heat_maps,
     ignores,
@@ -13,9 +16,6 @@ from reptrans.comparison import (
     rank_agreement,
     same_layers,
 )
-from reptrans.data import Dataset, Loader, Split
-from reptrans.data.split import balanced, limited
-from reptrans.extension import ExtensionRun, extend_all
 from reptrans.similarity import MEASURES
 from reptrans.stitching.frozen import subset
 

@@ -17,14 +17,6 @@ from reptrans.data import Batch, load_dataset
 from reptrans.distillation import METHODS, Pair
 from reptrans.distillation.distill import StageObjective
 from reptrans.distillation.methods import efficient_detection, fd_gan, imitation
-from reptrans.distillation.reid.networks import (
-    Generator,
-    IdentityDiscriminator,
-    PatchDiscriminator,
-    Siamese,
-    Verification,
-    encoder,
-)
 from reptrans.extension import OUTPUT_LOSSES, Hidden, Lens, LensTraining, Outputs, ThroughLens, hidden_losses
 from reptrans.extension.hidden import MODES
 from reptrans.inputs import Pixels, class_logit, fast_front, match, range_penalty, total_variation, weighted
@@ -34,9 +26,10 @@ from reptrans.matching import Teacher
 from reptrans.merging import interpolated, task_vector, with_task_vectors
 from reptrans.merging.match import Matching as How
 from reptrans.merging.match import _Matched
-from reptrans.merging.space import mutual_share, neighbour_agreement, permutation_baseline
 from reptrans.models import build
+from reptrans.reid.networks import Generator, IdentityDiscriminator, PatchDiscriminator, Siamese, Verification, encoder
 from reptrans.similarity import MEASURES, Moments, channel_blocks
+from reptrans.similarity.space import mutual_share, neighbour_agreement, permutation_baseline
 from reptrans.stitching import Stitch, StitchedNetwork
 from reptrans.stitching.direct import DIRECT, departure, direct_matching
 from reptrans.stitching.stitch import at_places, channels_first

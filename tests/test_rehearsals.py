@@ -6,17 +6,18 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from reptrans.atlas import AtlasRun, atlas
-from reptrans.classifier import ClassifierRun
-from reptrans.comparison import SimilarityRun, heat_maps, same_layers
-from reptrans.distillation import DistillationRun, distill_all
 from reptrans.errors import ReptransError
-from reptrans.extension import ExtensionRun, extend_all
-from reptrans.inputs import AutoencodingRun, ModelSimilarityRun, autoencode, compare_models
-from reptrans.l2t import L2TRun, source_network, tasks, train_all
-from reptrans.merging import MergingRun, train_networks
+from reptrans.experiments.atlas import AtlasRun, atlas
+from reptrans.experiments.autoencoding import AutoencodingRun, autoencode
+from reptrans.experiments.classifier import ClassifierRun
+from reptrans.experiments.distillation import DistillationRun, distill_all
+from reptrans.experiments.extension import ExtensionRun, extend_all
+from reptrans.experiments.l2t import L2TRun, source_network, tasks, train_all
+from reptrans.experiments.merging import MergingRun, train_networks
+from reptrans.experiments.model_similarity import ModelSimilarityRun, compare_models
+from reptrans.experiments.similarity import SimilarityRun, heat_maps, same_layers
+from reptrans.experiments.stitching import StitchingRun, network_pairs
 from reptrans.notebook import listed
-from reptrans.stitching import StitchingRun, network_pairs
 from reptrans.training import loop
 
 SMALL = {"image_size": 0, "limit": 5}
@@ -195,5 +196,5 @@ def test_a_rehearsal_leaves_the_results_as_they_are(monkeypatch, tmp_path):
     state = torch.get_rng_state()
     first = same_layers(p, p.load())
     assert torch.equal(torch.get_rng_state(), state)
-    monkeypatch.setattr("reptrans.comparison.rehearse", lambda *_: None)
+    monkeypatch.setattr("reptrans.experiments.similarity.rehearse", lambda *_: None)
     assert json.loads(same_layers(p, p.load()).to_json()) == json.loads(first.to_json())

@@ -4,6 +4,7 @@ import ast
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -24,12 +25,13 @@ LEVELS = (
     "paths progress files",
     "tensorfiles report",
     "data models layers",
-    "similarity figures notebook training",
-    "checkpoints attribution",
+    "figures training",
+    "similarity checkpoints attribution",
     "matching",
-    "classifier stitching distillation extension inputs merging l2t",
-    "comparison",
-    "atlas",
+    "stitching distillation extension inputs merging l2t",
+    "detection reid",
+    "notebook",
+    "experiments",
     "runs",
     "sweeps",
     "__main__",
@@ -185,3 +187,31 @@ def test_no_file_names_a_folder_of_one_machine():
 )
 def test_machine_paths_are_told_from_others(text, is_one):
     assert bool(MACHINE_PATH.search(text)) is is_one
+
+
+HEAVY = "IPython pydantic pandas sklearn scipy matplotlib seaborn captum papermill"
+
+
+def test_the_library_imports_torch_and_nothing_of_the_upper_floor():
+    code = (
+        f"import sys; from reptrans import Stitch, compare, METHODS\n"
+        f"print([name for name in {HEAVY.split()} if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+LIBRARY = [unit for level in LEVELS[: LEVELS.index("detection reid") + 1] for unit in level.split()]
+
+
+@pytest.mark.parametrize("unit", LIBRARY)
+def test_the_library_knows_no_parameters_of_notebooks(unit):
+    files = (MODULE / unit).rglob("*.py") if (MODULE / unit).is_dir() else [MODULE / f"{unit}.py"]
+    imported = {name.split(".")[0] for file in files for name in imported_names(file)}
+    assert not imported & {"pydantic", "IPython", "papermill"}
+
+
+def imported_names(path: Path) -> set[str]:
+    nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return plain | {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}

@@ -21,22 +21,13 @@ from torchvision.models import VisionTransformer
 from reptrans.checkpoints import load_tensors, save_tensors, trained
 from reptrans.data import Dataset, Loader, Split, load_dataset
 from reptrans.errors import BadCheckpoint, BadValue, CannotCut, LayerNotFound, ShapeMismatch, UnknownName
+from reptrans.experiments.stitched import Stitching, StitchingSettings
+from reptrans.experiments.stitching import StitchingRun, layer_pairs, network_pairs, stitch_networks
 from reptrans.layers import end, front
 from reptrans.models import build
 from reptrans.notebook import spread
 from reptrans.similarity import linear_cka
-from reptrans.stitching import (
-    Stitch,
-    StitchedNetwork,
-    Stitching,
-    StitchingRun,
-    StitchingSettings,
-    layer_pairs,
-    mask_matrix,
-    network_pairs,
-    stitch_networks,
-    train_stitch,
-)
+from reptrans.stitching import Stitch, StitchedNetwork, mask_matrix, train_stitch
 from reptrans.stitching.direct import DIRECT
 from reptrans.stitching.frozen import collect_moments, kept
 from reptrans.training import Plan, accuracy, classification_loss, evaluate, predict
@@ -724,7 +715,7 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from reptrans.stitching import StitchingRun, stitch_networks
+from reptrans.experiments.stitching import StitchingRun, stitch_networks
 p = StitchingRun(**{settings!r})
 stitch_networks(p, p.load(), Path(sys.argv[1]).joinpath)
 """

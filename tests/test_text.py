@@ -5,8 +5,8 @@ import torch
 
 from reptrans.data import TextDataset, load_dataset
 from reptrans.errors import BadData, BadValue, NotAvailable, ReptransError
+from reptrans.experiments.stitched import Stitching, StitchingSettings
 from reptrans.layers import front
-from reptrans.stitching import Stitching, StitchingSettings
 
 
 @pytest.fixture(autouse=True)

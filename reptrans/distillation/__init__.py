@@ -10,31 +10,17 @@ In a few lines:
 from reptrans.attribution import attention_maps, map_agreement
 from reptrans.distillation.cap import capped
 from reptrans.distillation.distill import distill, loaders
-from reptrans.distillation.experiment import (
-    DistillationRun,
-    Distilled,
-    distill_all,
-    last_epochs,
-    make_method,
-    method_table,
-)
 from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.distillation.methods import METHODS
 
 __all__ = [
     "METHODS",
-    "Distilled",
-    "DistillationRun",
     "Method",
     "Pair",
     "Stage",
     "attention_maps",
     "capped",
     "distill",
-    "distill_all",
-    "last_epochs",
     "loaders",
-    "make_method",
     "map_agreement",
-    "method_table",
 ]

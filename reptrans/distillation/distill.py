@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -20,6 +20,9 @@ from reptrans.training import Plan, accuracy, evaluate, evaluating, fit
 from reptrans.training.batches import checked_network
 from reptrans.training.evaluation import keeping_random_state
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 def distill(
     student: nn.Module,
@@ -32,7 +35,7 @@ def distill(
     look_every: int = 1,
     folder: str | Path | None = None,
     label: str = "",
-) -> tuple[nn.Module, pd.DataFrame]:
+) -> "tuple[nn.Module, pd.DataFrame]":
     """(trained student, rows): the student is trained by the method's stages on the loader's images and labels.
 
     The student itself is trained in place, unless the method prepares another one or goes several rounds; what of it
@@ -46,6 +49,8 @@ def distill(
     Before the first step the losses of every stage are computed once, on copies. Raises BadValue, BadData,
     LayerNotFound, ShapeMismatch by then; Diverged.
     """
+    import pandas as pd
+
     checked_network(student)
     if isinstance(teachers, nn.Module):
         raise BadValue(f"the teacher is a bare {type(teachers).__name__}. Give Teacher(net, loader).")
@@ -179,8 +184,10 @@ class StageObjective(nn.Module):
         return [p for p in reached if isinstance(p, nn.Parameter)], {m for m in reached if isinstance(m, nn.Module)}
 
 
-def _one_round(student, teachers, method, loader, plan, looks, folder, label) -> pd.DataFrame:
+def _one_round(student, teachers, method, loader, plan, looks, folder, label) -> "pd.DataFrame":
     # Recipes are made anew for every round, but one Learned is one module in all its stages.
+    import pandas as pd
+
     built, moved, tables = {}, set(), []
     example = _example(loader)
     for number, stage in enumerate(method.stages, start=1):

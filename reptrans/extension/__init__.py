@@ -6,7 +6,6 @@ sequence and reports.
 
 from reptrans.extension.condition import Beside, Condition, reverse_gradient
 from reptrans.extension.conflict import alternating, pcgrad
-from reptrans.extension.experiment import ExtensionRun, extend_all
 from reptrans.extension.hidden import MODES, Hidden, half_cosine
 from reptrans.extension.lens import Lens, LensTraining, ThroughLens, lensed
 from reptrans.extension.losses import hidden_losses
@@ -19,7 +18,6 @@ __all__ = [
     "Beside",
     "Condition",
     "Extended",
-    "ExtensionRun",
     "Hidden",
     "Lens",
     "LensTraining",
@@ -27,7 +25,6 @@ __all__ = [
     "ThroughLens",
     "alternating",
     "extend",
-    "extend_all",
     "half_cosine",
     "hidden_losses",
     "lensed",

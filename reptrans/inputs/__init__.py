@@ -4,10 +4,7 @@
 priors. `autoencode` asks a ladder of layers how much of an image they keep.
 """
 
-from reptrans.inputs.autoencoding import Autoencoded, AutoencodingRun, autoencode
-from reptrans.inputs.claims import claims
 from reptrans.inputs.image import Fourier, Pixels, noise
-from reptrans.inputs.likeness import Likeness, ModelSimilarityRun, compare_models
 from reptrans.inputs.measures import (
     aligned_mse,
     blurred_to,
@@ -28,24 +25,17 @@ from reptrans.inputs.prior import blur, jitter, linear, random_crop, range_penal
 from reptrans.inputs.source import like_source
 
 __all__ = [
-    "Autoencoded",
-    "AutoencodingRun",
     "FastFront",
     "Fourier",
     "Inversion",
-    "Likeness",
-    "ModelSimilarityRun",
     "Objective",
     "Pixels",
     "aligned_mse",
     "as_built",
-    "autoencode",
     "blur",
     "blurred_to",
     "calibrated",
-    "claims",
     "class_logit",
-    "compare_models",
     "correlation",
     "fast_front",
     "input_errors",

@@ -5,7 +5,6 @@
 
 from reptrans.l2t.baselines import METHODS, Answers, AttentionTransfer, Method, start_from
 from reptrans.l2t.drawing import channel_histogram, matching_lines, saliency
-from reptrans.l2t.experiment import L2TRun, costs, source_network, tasks, train_all, train_one
 from reptrans.l2t.matching import Matching
 from reptrans.l2t.pairs import Pairs, Together
 from reptrans.l2t.probe import MetaGradient, meta_gradient
@@ -16,7 +15,6 @@ __all__ = [
     "METHODS",
     "Answers",
     "AttentionTransfer",
-    "L2TRun",
     "Matching",
     "Meta",
     "MetaGradient",
@@ -26,14 +24,9 @@ __all__ = [
     "Transfer",
     "Weights",
     "channel_histogram",
-    "costs",
     "dead",
     "matching_lines",
     "meta_gradient",
     "saliency",
-    "source_network",
     "start_from",
-    "tasks",
-    "train_all",
-    "train_one",
 ]

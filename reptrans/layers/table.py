@@ -1,21 +1,27 @@
 """The cheat sheet of a network: its layers, what they return, what they cost, where it can be cut."""
 
-import pandas as pd
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from reptrans.layers.cut import _traced, separating
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 @torch.no_grad()
-def layer_table(net: nn.Module, images: Tensor) -> pd.DataFrame:
+def layer_table(net: nn.Module, images: Tensor) -> "pd.DataFrame":
     """One row for every named layer that a forward pass of `images` (n, c, h, w) reaches, in order of `named_modules`.
 
     Columns: layer; type; output, the shape for one image; parameters, of the layer and all inside it; share, the part
     of the network's multiply-adds done in the layer, in [0, 1]; cut, whether the layer separates input from output.
     The network runs in eval mode; its mode, buffers and the random state are afterwards as they were.
     """
+    import pandas as pd
+
     modes = {module: module.training for module in net.modules()}
     net.eval()
     try:

@@ -1,7 +1,6 @@
 """Bring the units of one network into the order of another's, by their weights or by what they do on images."""
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, fx, nn
 
 from reptrans.errors import ShapeMismatch, UnknownName, suggest
@@ -123,4 +122,6 @@ def _read(units: Units, images: Tensor) -> list[tuple[int, Tensor]]:
 
 def _assigned(gain: Tensor) -> Tensor:
     """(units,): for each row the column of the assignment with the largest sum."""
+    from scipy.optimize import linear_sum_assignment
+
     return torch.from_numpy(linear_sum_assignment(gain.numpy(), maximize=True)[1])

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +18,9 @@ from reptrans.similarity.inputs import Inputs, batches, explained, moved, refuse
 from reptrans.similarity.measures import Measure, find
 from reptrans.similarity.moments import Moments
 from reptrans.similarity.pair import largest_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MOST_BYTES = 2**31  # of moments or rows kept
 
@@ -33,7 +36,7 @@ def compare(
     fold: str = "pool",
     class_tokens: int | tuple[int, int] = 0,
     **options,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """A measure of MEASURES for every layer of one network (rows) with every layer of the other (columns).
 
     `loader` gives batches, as a torch DataLoader does: images; tuples or lists that begin with images; mappings with
@@ -53,6 +56,8 @@ def compare(
     few images or batches without any; ShapeMismatch for images that a network does not take and activations that
     cannot be paired; BadValue for what is no network, loader or option, and where memory would not do.
     """
+    import pandas as pd
+
     nets = unwrap(net_a), unwrap(net_b)
     dropped = class_tokens if isinstance(class_tokens, tuple) else (class_tokens, class_tokens)
     if len(dropped) != 2:
@@ -74,7 +79,7 @@ def compare(
     return pd.DataFrame([[values[x, y] for y in b] for x in a], pd.Index(a), pd.Index(b))
 
 
-def most_similar(table: pd.DataFrame, measure: str | Measure) -> pd.Series:
+def most_similar(table: "pd.DataFrame", measure: str | Measure) -> "pd.Series":
     """For every row of a table of `compare` the most similar column: of the largest value, or the smallest distance.
 
     NaN for a row that has only NaN. Raises UnknownName.

@@ -4,7 +4,6 @@ All hold n x n distances in memory; take a few thousand examples. More than memo
 """
 
 import torch
-from scipy.stats import kendalltau, rankdata
 from torch import Tensor
 
 from reptrans.errors import UnknownName, suggest
@@ -68,11 +67,15 @@ def _pearson(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _spearman(a: Tensor, b: Tensor) -> Tensor:
+    from scipy.stats import rankdata
+
     return _pearson(*(torch.from_numpy(rankdata(v.detach().cpu().numpy())) for v in (a, b)))
 
 
 def _kendall(a: Tensor, b: Tensor) -> Tensor:
     """tau-a from scipy's tau-b, which divides by the pairs that are not tied."""
+    from scipy.stats import kendalltau
+
     pairs = len(a) * (len(a) - 1) / 2
     untied = [pairs - sum(c * (c - 1) / 2 for c in v.unique(return_counts=True)[1].tolist()) for v in (a, b)]
     tau = kendalltau(*(v.detach().cpu().numpy() for v in (a, b))).statistic

@@ -154,7 +154,7 @@ class Moments:
         As the function of that name gives for all samples at once; `options` are the function's. NaN where one side
         does not vary. Raises UnknownName; BadValue for a measure that needs the rows; BadData for fewer than 4 samples.
         """
-        from reptrans.similarity.measures import find  # the table imports the measures, and they this file's face
+        from reptrans.similarity.measures import find
 
         record = find(measure)
         if record.needs != "moments":

@@ -1,7 +1,6 @@
 """Distances after the best alignment: rotation, or exchange of features."""
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from reptrans.errors import BadValue
@@ -106,6 +105,8 @@ def _basis(x: Tensor) -> Tensor:
 
 def _assigned(gain: Tensor) -> Tensor:
     """The entries of gain (p, q) that the best one-to-one assignment picks, (min(p, q),)."""
+    from scipy.optimize import linear_sum_assignment
+
     return gain[linear_sum_assignment(gain.detach().cpu().numpy(), maximize=True)]
 
 

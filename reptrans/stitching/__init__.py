@@ -7,16 +7,13 @@ Representations".
 """
 
 from reptrans.stitching.direct import AffineMap, departure, direct_matching
-from reptrans.stitching.experiment import Stitched, Stitching
 from reptrans.stitching.initial import INITS, MASKS, initial_map, mask_matrix
-from reptrans.stitching.networks import StitchingRun, layer_pairs, network_pairs, stitch_networks
-from reptrans.stitching.settings import StitchingSettings
 from reptrans.stitching.stitch import FORMS, Stitch, StitchedNetwork
 from reptrans.stitching.targets import TARGETS, soft_cross_entropy, soft_target_loss
 from reptrans.stitching.task import train_stitch
 
 __all__ = [
-    "FORMS", "INITS", "MASKS", "TARGETS", "AffineMap", "Stitch", "StitchedNetwork", "Stitched", "Stitching",
-    "StitchingRun", "StitchingSettings", "departure", "direct_matching", "initial_map", "layer_pairs", "mask_matrix",
-    "network_pairs", "soft_cross_entropy", "soft_target_loss", "stitch_networks", "train_stitch",
+    "FORMS", "INITS", "MASKS", "TARGETS", "AffineMap", "Stitch", "StitchedNetwork", 
+    "departure", "direct_matching", "initial_map", "mask_matrix",
+    "soft_cross_entropy", "soft_target_loss", "train_stitch",
 ]  # fmt: skip

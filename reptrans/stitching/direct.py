@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
-from sklearn.linear_model import orthogonal_mp_gram
 from torch import Tensor
 
 from reptrans.errors import BadValue, ShapeMismatch, UnknownName, suggest
@@ -92,6 +90,8 @@ def masked(m: Moments, mask: Tensor) -> AffineMap:
 
 def sparse(m: Moments, inputs: int) -> AffineMap:
     """At most `inputs` channels of x for each channel of y, chosen greedily (orthogonal matching pursuit)."""
+    from sklearn.linear_model import orthogonal_mp_gram
+
     if not 1 <= inputs <= m.p:
         raise BadValue(f"inputs must lie between 1 and {m.p}; given {inputs}.")
     live = m.xx.diagonal() > 0
@@ -115,6 +115,8 @@ def assignment(m: Moments) -> AffineMap:
 
 def assignment_mask(m: Moments) -> Tensor:
     """(q, p) bool with at most one entry in each row and column: the pairing of largest total |correlation|."""
+    from scipy.optimize import linear_sum_assignment
+
     rows, columns = linear_sum_assignment(-m.correlation.abs().T.cpu().numpy())
     mask = torch.zeros(m.q, m.p, dtype=torch.bool)
     mask[rows, columns] = True

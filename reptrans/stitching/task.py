@@ -1,8 +1,8 @@
 """Task-loss matching: the stitch alone is trained, through the frozen end network."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +13,9 @@ from reptrans.stitching.frozen import kept
 from reptrans.stitching.stitch import StitchedNetwork
 from reptrans.stitching.targets import needs_parents, soft_target_loss
 from reptrans.training import Plan, accuracy, classification_loss, fit
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def train_stitch(
@@ -29,7 +32,7 @@ def train_stitch(
     memory: float = 4.0,
     checkpoint: Path | None = None,
     label: str = "stitch",
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Train `network.stitch` on the task and return one row for each epoch.
 
         loss = target loss + l1 · mean|W| + cka_reg · CKA(own activations, stitched activations)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 
@@ -30,6 +30,9 @@ from reptrans.training.rounding import round_to_single
 from reptrans.training.schedule import Plan, autocast, build_optimiser, learning_rate_factor
 from reptrans.training.terms import Scalars, Sums, row_of, total_of
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 Objective = Callable[[object, float], tuple[Scalars, Scalars]]
 AfterStep = Callable[[object, torch.optim.Optimizer], Scalars]
 
@@ -47,7 +50,7 @@ def fit(
     save_every: int | None = None,
     snapshots: str | Path | None = None,
     label: str = "",
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Minimise the sum of the objective's terms over the loader's batches; one row per epoch.
 
     `objective(batch, progress) -> (terms, figures)`: named scalars, means over the batch; figures are only reported;
@@ -67,6 +70,8 @@ def fit(
     Raises BadValue, BadCheckpoint, CannotWrite, and Diverged for a term that is not finite: before that step is taken;
     on a GPU up to 50 steps later, but before anything is written.
     """
+    import pandas as pd
+
     modules = dict(modules) if isinstance(modules, dict) else {"": checked_network(modules)}
     groups = _groups(modules, parameters, plan)
     _refuse_contradictions(modules, groups, loader, plan, checkpoint, save_every, snapshots)
@@ -89,7 +94,7 @@ def train_classifier(
     batch_seed: int = 0,
     device: str | torch.device = "cpu",
     **saving,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Train `net` in place on the labels of a Dataset; rows with accuracy and cross-entropy (nats), train and test.
 
     `batch_seed` decides order and augmentation. An incomplete last batch is left out, unless it is the only one. Train

@@ -6,18 +6,18 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from reptrans.distillation import (
-    METHODS,
+from reptrans.distillation import METHODS
+from reptrans.distillation.cap import capped
+from reptrans.distillation.distill import StageObjective
+from reptrans.errors import BadValue, UnknownName
+from reptrans.experiments.distillation import (
     DistillationRun,
     distill_all,
     last_epochs,
     make_method,
     method_table,
+    read_options,
 )
-from reptrans.distillation.cap import capped
-from reptrans.distillation.distill import StageObjective
-from reptrans.distillation.experiment import read_options
-from reptrans.errors import BadValue, UnknownName
 
 SMALL = {
     "epochs": 3, "look_every": 2, "teacher_epochs": 1, "seeds": 2, "labelled": 5, "images": 60, "limit": 20,

@@ -6,12 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from reptrans.distillation.methods.imitation import (
-    imitation_connector,
-    imitation_loss,
-    imitation_mask,
-    imitation_masks,
-)
+from reptrans.distillation.methods.imitation import imitation_connector, imitation_loss, imitation_mask, imitation_masks
 from reptrans.errors import BadValue, ShapeMismatch
 
 REFERENCE = Path(__file__).parent.parent / "reference" / "detection.safetensors"

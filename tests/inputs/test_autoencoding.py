@@ -10,18 +10,8 @@ from safetensors.torch import save_file
 
 from reptrans.data import load_dataset
 from reptrans.errors import BadCheckpoint, BadValue, LayerNotFound, NotAvailable, UnknownName
-from reptrans.inputs import (
-    AutoencodingRun,
-    aligned_mse,
-    as_built,
-    autoencode,
-    calibrated,
-    claims,
-    fast_front,
-    noise,
-    triviality,
-    uniqueness_spread,
-)
+from reptrans.experiments.autoencoding import AutoencodingRun, autoencode, claims
+from reptrans.inputs import aligned_mse, as_built, calibrated, fast_front, noise, triviality, uniqueness_spread
 from reptrans.models import build
 
 SMALL = {"model": "cnn3_w8", "image_size": 8, "limit": 20, "pictures": "0,1", "layers": "conv1,conv3", "draws": 1,

@@ -7,8 +7,8 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 
 from reptrans.data import load_dataset
-from reptrans.inputs import ModelSimilarityRun, class_logit, compare_models, correlation, match
-from reptrans.inputs.likeness import first_of_each
+from reptrans.experiments.model_similarity import ModelSimilarityRun, compare_models, first_of_each
+from reptrans.inputs import class_logit, correlation, match
 from reptrans.inputs.objective import value_and_gradient
 
 SMALL = {"models": "cnn3_w8,cnn3_w16", "judge": "cnn3_w8", "image_size": 8, "limit": 40, "seeds": 1, "steps": 40,

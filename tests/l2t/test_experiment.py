@@ -7,18 +7,8 @@ from l2t.networks import batch, network, normal
 from pydantic import ValidationError
 
 from reptrans.errors import BadValue
-from reptrans.l2t import (
-    METHODS,
-    L2TRun,
-    channel_histogram,
-    costs,
-    matching_lines,
-    saliency,
-    tasks,
-    train_all,
-    train_one,
-)
-from reptrans.l2t.experiment import pairs_of, source_network, transfer_of
+from reptrans.experiments.l2t import L2TRun, costs, pairs_of, source_network, tasks, train_all, train_one, transfer_of
+from reptrans.l2t import METHODS, channel_histogram, matching_lines, saliency
 from reptrans.l2t.subsets import of_classes, smaller
 from reptrans.models import build
 

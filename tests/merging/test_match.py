@@ -8,17 +8,8 @@ from torch import nn
 
 from reptrans.data import Dataset, Split
 from reptrans.errors import BadData, BadValue, LayerNotFound, ShapeMismatch
-from reptrans.merging import (
-    FAIR,
-    SOURCE,
-    Matching,
-    MergingRun,
-    barriers,
-    match_models,
-    match_pairs,
-    merge_pairs,
-    train_networks,
-)
+from reptrans.experiments.merging import MergingRun, barriers, match_pairs, merge_pairs, train_networks
+from reptrans.merging import FAIR, SOURCE, Matching, match_models
 from reptrans.models import build
 from reptrans.training import Plan
 

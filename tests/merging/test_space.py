@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from reptrans.errors import BadData, BadValue, ShapeMismatch, UnknownName
-from reptrans.merging.space import (
+from reptrans.similarity.space import (
     centred_cosine,
     class_outputs,
     compare_spaces,

@@ -17,14 +17,17 @@ a few epochs before, or the choice is among random layers. Common errors: "Hessi
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.errors import BadValue, ShapeMismatch
 from reptrans.matching import CrossEntropy, Learned, Match, Seen, Teacher, norm_l2, unit
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def lsl(pair: Pair, *, pairs: int = 2, dimension: int = 64, weight: float = 1.0, seed: int = 0) -> Method:
@@ -66,12 +69,14 @@ def select_layers(features_by_layer: Mapping[str, Tensor], labels: Tensor, n: in
     return [layer for place, layer in enumerate(features_by_layer) if place in best]
 
 
-def layer_scores(features_by_layer: Mapping[str, Tensor], labels: Tensor) -> pd.DataFrame:
+def layer_scores(features_by_layer: Mapping[str, Tensor], labels: Tensor) -> "pd.DataFrame":
     """One row per layer: layer, between_classes a_l in [0, 1], between_layers b_l in [-1, 1], score a_l + b_l.
 
     Features (n, d), or (n, c, ...) to be averaged over what follows the channels; labels (n,). The names of classes and
     a rotation of a layer's features do not count. Raises BadValue for a single class, ShapeMismatch.
     """
+    import pandas as pd
+
     found = {layer: class_gram(features, labels) for layer, features in features_by_layer.items()}
     grams = torch.stack(list(found.values()))
     off = grams[:, ~torch.eye(grams.shape[1], dtype=torch.bool, device=grams.device)]

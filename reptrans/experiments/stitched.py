@@ -1,0 +1,372 @@
+"""Two frozen networks, stitched at some layers by all matchings asked for: one row for each."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor, nn
+
+from reptrans.data import Dataset, Loader, Split, TextDataset
+from reptrans.errors import BadValue, ShapeMismatch
+from reptrans.layers import channel_axes, end, front
+from reptrans.layers.network import run
+from reptrans.layers.values import answer
+from reptrans.notebook import Parameters, names
+from reptrans.similarity import Moments, linear_cka
+from reptrans.stitching.direct import DIRECT, AffineMap, departure, direct_matching
+from reptrans.stitching.frozen import collect_moments, kept, logits_of, recognised, subset, unpadded
+from reptrans.stitching.initial import BY_CHANCE, INITS, MASKS, check_init, initial_map, mask_matrix
+from reptrans.stitching.stitch import FORMS, Stitch, StitchedNetwork, stitch_size
+from reptrans.stitching.targets import TARGETS, needs_parents
+from reptrans.stitching.task import train_stitch
+from reptrans.training import Plan, accuracy, classification_loss, pick_device
+
+
+class StitchingSettings(Parameters):
+    """The source's options under the source's names, and its defaults but for the start, which is solved here.
+
+    Training: `epochs`, `lr`, `optimiser`, `weight_decay`, `schedule`, `batch_size`, `augment`. The stitch: `init`,
+    `mask`, `form` with `rank`, `flatten`, `batch_norm`, `keep_skip`. Its loss: `target`, `temperature`, `l1`,
+    `cka_reg`. Closed forms beside it: `direct`, a comma list of names in DIRECT or all, with `rank` and `ridge`.
+    `memory`: GiB that activations computed once may take; `cka_images`: images for CKA at the cut.
+    """
+
+    direct: str = "all"
+    init: Literal[INITS] = "ps_inv"
+    mask: Literal[MASKS] = "identity"
+    form: Literal[FORMS[:-1]] = "free"
+    rank: int = Field(4, ge=1, le=100_000)
+    ridge: float = Field(1e-3, ge=0)
+    flatten: bool = False
+    batch_norm: bool = False
+    keep_skip: bool = False
+    target: Literal[TARGETS] = "hard"
+    temperature: float = Field(1.0, gt=0)
+    l1: float = Field(0.0, ge=0)
+    cka_reg: float = 0.0
+    epochs: int = Field(30, ge=0)
+    lr: float = Field(1e-3, gt=0)
+    optimiser: Literal["sgd", "adam", "adamw"] = "adam"
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["steps", "one_cycle", "cosine", "constant"] = "steps"
+    batch_size: int = Field(128, ge=1)
+    augment: str = "none"
+    cka_images: int = Field(2000, ge=4)
+    memory: float = Field(4.0, ge=0)
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    device: str = "auto"
+
+    @field_validator("direct")
+    @classmethod
+    def _are_known(cls, text: str) -> str:
+        names(text, DIRECT)
+        return text
+
+    @model_validator(mode="after")
+    def _agree(self) -> "StitchingSettings":
+        if self.mask != "identity" and self.form != "free":
+            raise ValueError(f"mask {self.mask!r} and form {self.form!r} exclude each other; leave one at its default")
+        if self.mask != "identity" and self.init not in ("ps_inv", "random", "ones-zeros"):
+            raise ValueError(f"init {self.init!r} puts weights where mask {self.mask!r} has none; take ps_inv, random "
+                             "or ones-zeros")  # fmt: skip
+        return self
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """What weights and activations are held in; bfloat16 is autocast over float32."""
+        return torch.float64 if self.dtype == "float64" else torch.float32
+
+    @property
+    def needs_moments(self) -> bool:
+        """Whether any closed form is asked for: as a result, a start, a mask, or the statistics of a batch norm."""
+        chance = self.init in BY_CHANCE and self.mask in ("identity", "random-permutation")
+        return not chance or self.batch_norm or bool(self.direct_kinds)
+
+    @property
+    def direct_kinds(self) -> list[str]:
+        """The closed forms asked for."""
+        return names(self.direct, DIRECT)
+
+    @property
+    def uses_rank(self) -> bool:
+        ranked = {"reduced rank", "sparse"} & set(self.direct_kinds)
+        return bool(ranked) or self.init in ("reduced-rank", "sparse") or self.form == "low rank"
+
+    @property
+    def starts_from_least_squares(self) -> bool:
+        return (self.init, self.mask, self.form) == ("ps_inv", "identity", "free")
+
+    def plan(self, seed: int) -> Plan:
+        return Plan(
+            epochs=self.epochs, optimiser=self.optimiser, lr=self.lr, weight_decay=self.weight_decay,
+            schedule=self.schedule, precision=self.dtype, seed=seed,
+        )  # fmt: skip
+
+
+_MOST_FLAT = 8192  # features of both sides together; their moments are this number squared, in float64
+_MOST_WEIGHTS = 2**28  # of one stitch: 2 GiB in float64, and as much again for each moment of its optimiser
+
+
+@dataclass
+class Stitched:
+    """What one pair of layers gave: `rows`, one for each matching; `maps`, matching -> weight (out, in) and bias;
+    `history`, a row for each epoch; `network`, the stitched network after training."""
+
+    rows: pd.DataFrame
+    maps: dict[str, dict[str, Tensor]]
+    history: pd.DataFrame
+    network: StitchedNetwork
+
+
+class Stitching:
+    """A front and an end network on one data set, checked and ready to be stitched at `pairs` (front layer, end layer).
+
+    Of a TextDataset, whose networks name no classes, accuracy is the share of the test texts' tokens for which the
+    stitched network's answer has its largest cosine with the end network's own answer to the same token.
+    Fitted on `dataset.train`, scored on `dataset.test`, and every row says so. Both networks are frozen and taken over:
+    eval mode, no gradients for their parameters, the settings' dtype and device. What pairs share is computed once: the
+    networks' own logits, and the moments of all pairs in one streamed pass.
+    Raises before any compute: LayerNotFound, CannotCut for layers; ShapeMismatch for class counts or activations that
+    do not fit; BadValue for settings that contradict each other.
+    """
+
+    def __init__(
+        self,
+        front_net: nn.Module,
+        end_net: nn.Module,
+        pairs: list[tuple[str, str]],
+        dataset: Dataset,
+        settings: StitchingSettings | None = None,
+        *,
+        seed: int = 0,
+    ):
+        self.settings = s = settings or StitchingSettings()
+        self.dataset, self.pairs, self.seed, self.device = dataset, pairs, seed, pick_device(s.device)
+        self.front_net, self.end_net = (self._frozen(net) for net in (front_net, end_net))
+        form = {"device": self.device, "dtype": s.torch_dtype}
+        self.train = dataset.loader(
+            "train", s.batch_size, shuffle=True, seed=seed, augment=s.augment,
+            drop_last=len(dataset.train) >= s.batch_size, **form,
+        )  # fmt: skip
+        # On a CPU, activations that stay within the cache; larger ones cost the system more than the arithmetic.
+        most = 100 if self.device.type == "cpu" else 500
+        self.test = dataset.loader("test", max(s.batch_size, most), **form)
+        self.texts = isinstance(dataset, TextDataset)
+        self._check_classes()
+        if dataset.multi_label and needs_parents(s.target):
+            raise BadValue(
+                f"target {s.target!r} is a softmax over classes that exclude each other, but {dataset.name} has "
+                "several true labels at once. Choose target='hard'."
+            )
+        self.fronts = {f: front(self.front_net, f) for f, _ in pairs}
+        self.ends = {e: end(self.end_net, e, keep_skip=s.keep_skip, example=self._example) for _, e in pairs}
+        self.shapes, self.axes = self._shapes_and_axes()
+        for f, e in pairs:
+            self._check_pair(f, e)
+
+    def stitch(self, front_layer: str, end_layer: str, checkpoint: Path | None = None) -> Stitched:
+        """Match one of the pairs in every way asked for; `checkpoint` lets interrupted training resume."""
+        s, m = self.settings, self.moments.get((front_layer, end_layer))
+        images, is_activations = self._score_set(front_layer)
+        rows, maps = [], {}
+
+        def score(matching: str, network: StitchedNetwork) -> None:
+            maps[matching] = network.stitch.dense()
+            tail = nn.Sequential(network.stitch, network.end) if is_activations else network
+            logits, labels = logits_of(tail.eval(), images, "tokens")
+            rows.append({"matching": matching} | self._scores(logits, labels) | self._fit(m, maps[matching]))
+
+        for kind in self._direct(front_layer, end_layer):
+            free = self._stitch(front_layer, end_layer)
+            solved = direct_matching(m, kind, rank=s.rank, ridge=s.ridge)
+            score(kind, self._network(free, front_layer, end_layer, solved))
+        network = self._start(front_layer, end_layer, m)
+        if not (s.starts_from_least_squares and "least squares" in maps):
+            score("start", network)
+        history = pd.DataFrame()
+        if s.epochs:
+            history = self._train(network, front_layer, end_layer, checkpoint)
+            score("task loss", network)
+        table = pd.DataFrame(rows)
+        for column, value in reversed(self._common(front_layer, end_layer, m).items()):
+            table.insert(0, column, value)
+        return Stitched(table, maps, history, network)
+
+    @cached_property
+    def own(self) -> dict[str, Tensor]:
+        """The two networks' own logits on the score set, and its labels."""
+        (front_logits, labels), (end_logits, _) = (
+            logits_of(partial(run, net), self.test, "tokens") for net in (self.front_net, self.end_net)
+        )
+        return {"front": front_logits, "end": end_logits, "labels": labels}
+
+    @cached_property
+    def moments(self) -> dict[tuple[str, str], Moments]:
+        """Moments of the fit set for all pairs, from one pass; empty if nothing asked for needs them."""
+        if not self.settings.needs_moments:
+            return {}
+        once = self.train.over(self.dataset.train, shuffle=False, drop_last=False)
+        return collect_moments(self.front_net, self.end_net, self.pairs, once, self.settings.flatten, self.axes)
+
+    def _frozen(self, net: nn.Module) -> nn.Module:
+        return net.to(self.device, self.settings.torch_dtype).eval().requires_grad_(False)
+
+    @cached_property
+    def _example(self) -> Tensor:
+        two = self.test.plain().over(self.dataset.test.select(torch.arange(min(2, len(self.dataset.test)))))
+        return next(iter(two)).images
+
+    def _check_classes(self) -> None:
+        if self.texts:
+            if self.settings.epochs:
+                raise BadValue(
+                    f"{self.dataset.name} is text, on which stitches are solved and not trained: choose epochs=0."
+                )
+            return
+        for role, net in (("front", self.front_net), ("end", self.end_net)):
+            with torch.no_grad():
+                classes = answer(net(self._example), f"the {role} network").shape[-1]
+            if classes != self.dataset.num_classes:
+                raise ShapeMismatch(
+                    f"The {role} network {type(net).__name__} tells {classes} classes apart, but {self.dataset.name} "
+                    f"has {self.dataset.num_classes}. Choose the data set it was trained on, or a network with "
+                    f"{self.dataset.num_classes} outputs."
+                )
+
+    @torch.no_grad()
+    def _shapes_and_axes(self) -> tuple[tuple[dict, dict], tuple[dict, dict]]:
+        """By layer of the front and of the end network: the shape of one example's activations, and their channels."""
+        shapes, axes = [], []
+        for i, net in enumerate((self.front_net, self.end_net)):
+            names = sorted({pair[i] for pair in self.pairs})
+            found = front(net, names)(self._example)
+            shapes.append({name: tuple(value.shape[1:]) for name, value in found.items()})
+            axes.append(channel_axes(net, names, self._example))
+        return tuple(shapes), tuple(axes)
+
+    def _pair_facts(self, front_layer: str, end_layer: str) -> dict[str, tuple]:
+        """What `Stitch` and `stitch_size` are told of a pair."""
+        front_shape, end_shape = self.shapes[0][front_layer], self.shapes[1][end_layer]
+        return {"shapes": (front_shape, end_shape), "axes": (self.axes[0][front_layer], self.axes[1][end_layer])}
+
+    def _size(self, front_layer: str, end_layer: str) -> tuple[int, int]:
+        """(p, q) of the pair's stitch, without making it."""
+        facts = self._pair_facts(front_layer, end_layer)
+        return stitch_size(*facts["shapes"], facts["axes"], self.settings.flatten)
+
+    def _stitch(self, front_layer: str, end_layer: str, **form) -> Stitch:
+        """A new stitch for the pair, whose weights are to be set; the caller's random state stays as it is."""
+        facts = self._pair_facts(front_layer, end_layer)
+        with torch.random.fork_rng(devices=[]):
+            return Stitch(*facts["shapes"], axes=facts["axes"], flatten=self.settings.flatten, **form)
+
+    def _check_pair(self, front_layer: str, end_layer: str) -> None:
+        s = self.settings
+        p, q = self._size(front_layer, end_layer)
+        if p * q > _MOST_WEIGHTS:
+            raise BadValue(
+                f"a stitch of {p} → {q} features at {front_layer} has {p * q / 1e9:.1f} billion weights, more than "
+                f"{_MOST_WEIGHTS / 1e9:.1f}. Choose a deeper layer, or flatten=False."
+            )
+        check_init(s.init, p, q, s.mask != "identity", s.form)
+        if s.needs_moments and p + q > _MOST_FLAT:
+            raise BadValue(
+                f"Closed forms between {p} and {q} features at {front_layer} need moments of {p + q} squared numbers; "
+                f"at most {_MOST_FLAT} features are taken. Choose a deeper layer, flatten=False, or direct='' with "
+                f"init from {', '.join(BY_CHANCE)}."
+            )
+        if s.uses_rank and s.rank > min(p, q):
+            raise BadValue(f"rank {s.rank} is more than the {min(p, q)} channels at {front_layer} allow.")
+
+    def _direct(self, front_layer: str, end_layer: str) -> list[str]:
+        """The closed forms asked for; without the identity where widths differ and there is none."""
+        p, q = self._size(front_layer, end_layer)
+        return [kind for kind in self.settings.direct_kinds if kind != "identity" or p == q]
+
+    def _network(self, stitch: Stitch, front_layer: str, end_layer: str, start: AffineMap) -> StitchedNetwork:
+        stitch.to(self.device, self.settings.torch_dtype).set(start.weight.to(self.device), start.bias.to(self.device))
+        return StitchedNetwork(self.fronts[front_layer], stitch, self.ends[end_layer], self._tells_input)
+
+    def _start(self, front_layer: str, end_layer: str, m: Moments | None) -> StitchedNetwork:
+        """The stitch that training starts from."""
+        s, generator = self.settings, torch.Generator().manual_seed(self.seed)
+        p, q = self._size(front_layer, end_layer)
+        mask = mask_matrix(s.mask, p, q, m, generator)
+        form = s.form if mask is None else "masked"
+        start = initial_map(
+            s.init, p, q, moments=m, generator=generator, rank=s.rank, ridge=s.ridge, mask=mask, form=form
+        )
+        rank = s.rank if form == "low rank" else None
+        stitch = self._stitch(front_layer, end_layer, form=form, rank=rank, mask=mask, batch_norm=s.batch_norm)
+        network = self._network(stitch, front_layer, end_layer, start)
+        if s.batch_norm:
+            mapped = start.weight.to(m.xx) @ m.xx @ start.weight.to(m.xx).T
+            stitch.calibrate(m.mean_x, m.xx.diagonal(), start.weight.to(m.xx) @ m.mean_x + start.bias.to(m.xx),
+                             mapped.diagonal())  # fmt: skip
+        return network
+
+    def _train(
+        self, network: StitchedNetwork, front_layer: str, end_layer: str, checkpoint: Path | None
+    ) -> pd.DataFrame:
+        s = self.settings
+        return train_stitch(
+            network, self.train, s.plan(self.seed), target=s.target, parents=(self.front_net, self.end_net),
+            temperature=s.temperature, l1=s.l1, cka_reg=s.cka_reg, end_front=front(self.end_net, end_layer),
+            memory=s.memory, checkpoint=checkpoint, label=f"stitch at {front_layer}",
+        )  # fmt: skip
+
+    @property
+    def _tells_input(self) -> bool:
+        """Whether the end is told the input too: what bypasses the layer, or what of a text is padding."""
+        return self.settings.keep_skip or self.texts
+
+    def _score_set(self, front_layer: str) -> tuple[Loader, bool]:
+        """The score set as the front leaves it (True); with a bypass, or where memory is short, as images."""
+        s = self.settings
+        tables = None if self._tells_input else kept({"front": self.fronts[front_layer]}, self.test, s.memory)
+        if tables is None:
+            return self.test, False
+        return self.test.over(Split(tables["front"], self.test.split.labels)), True
+
+    def _scores(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        wanted, right = self.own["end"], labels
+        if self.texts:
+            (logits, labels), (wanted, right) = recognised(logits, wanted), recognised(wanted, wanted)
+        own, reached = accuracy(wanted, right).item(), accuracy(logits, labels).item()
+        same = (logits > 0) == (wanted > 0) if labels.ndim > 1 else logits.argmax(1) == wanted.argmax(1)
+        return {
+            "accuracy": reached,
+            "relative_accuracy": reached / own if own else float("nan"),
+            "cross_entropy": classification_loss(logits, labels).item(),
+            "agreement": same.double().mean().item(),
+        }
+
+    def _fit(self, m: Moments | None, dense: dict[str, Tensor]) -> dict[str, float]:
+        """How the map does on the activations themselves, from the fit set's moments."""
+        if m is None:
+            return {"r2": float("nan"), "departure": float("nan")}
+        affine = AffineMap(dense["weight"].to(m.xx), dense["bias"].to(m.xx))
+        return {"r2": affine.r2(m), "departure": departure(m, affine)}
+
+    @torch.no_grad()
+    def _common(self, front_layer: str, end_layer: str, m: Moments | None) -> dict[str, object]:
+        """The columns that all rows of a pair share."""
+        s, labels = self.settings, self.own["labels"]
+        sample = subset(self.test, s.cka_images).images
+        parts = self.fronts[front_layer], front(self.end_net, end_layer)
+        x, y = (unpadded(part(sample), sample) for part in parts)
+        accuracies = [math.nan, 1.0] if self.texts else [accuracy(self.own[k], labels).item() for k in ("front", "end")]
+        return {
+            "dataset": self.dataset.name, "front_layer": front_layer, "end_layer": end_layer, "seed": self.seed,
+            "init": s.init, "mask": s.mask, "form": s.form, "target": s.target, "epochs": s.epochs,
+            "fit_set": "train", "fit_images": len(self.dataset.train), "augment": s.augment,
+            "score_set": "test", "score_images": len(self.dataset.test),
+            "front_accuracy": accuracies[0], "end_accuracy": accuracies[1],
+            "cka": linear_cka(x.flatten(1), y.flatten(1)).item(), "cka_images": len(x),
+            "cka_channels": m.linear_cka.item() if m is not None else float("nan"),
+        }  # fmt: skip

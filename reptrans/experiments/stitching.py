@@ -1,0 +1,182 @@
+"""The experiment as a whole: networks by name or checkpoint, several seeds, all layers, resumable piece by piece."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+from pydantic import Field
+from torch import Tensor, nn
+
+from reptrans.checkpoints import fingerprint, load_network, load_tensors, save_tensors
+from reptrans.data import Dataset, TextDataset
+from reptrans.errors import BadValue, CannotCut
+from reptrans.experiments.parameters import TrainingParameters
+from reptrans.experiments.stitched import Stitching, StitchingSettings
+from reptrans.files import file_name
+from reptrans.layers import cuttable_layers
+from reptrans.models import build
+from reptrans.notebook import once, parts
+from reptrans.paths import expanded
+from reptrans.progress import progress
+from reptrans.tensorfiles import digest_of
+from reptrans.training import Plan
+from reptrans.training.resume import structure
+
+
+class StitchingRun(StitchingSettings, TrainingParameters):
+    """Everything a stitching run is made of: the settings of a stitch, the data, the networks, the layers.
+
+    `layer` is one name, names joined by commas, or all; `front_layer` and `end_layer` replace it on their side.
+    Networks are trained once and kept (`train_*`), or loaded: `front_checkpoint`, `end_checkpoint`, one path or
+    several joined by commas. `seeds` counts the pairs of networks (seed i in front of seed i + 1, around) or, where
+    both networks come from one checkpoint each, the stitches' own seeds.
+    """
+
+    front_model: str = "tiny10"
+    end_model: str = "tiny10"
+    front_checkpoint: str = ""
+    end_checkpoint: str = ""
+    weights: str = ""
+    layer: str = "bn3"
+    front_layer: str = ""
+    end_layer: str = ""
+    seeds: int = Field(3, ge=1, le=1000)
+
+    def plan(self, seed: int) -> Plan:
+        return replace(super().plan(seed), portable=True)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One network of a pair: how to get it, what to call it in a row, and one of the same shapes without training."""
+
+    name: str
+    get: Callable[[], nn.Module]
+    untrained: Callable[[], nn.Module]
+
+
+def network_pairs(p: StitchingRun, dataset: Dataset) -> list[tuple[int, Side, Side]]:
+    """(seed, front, end) for every pair of networks that the run stitches; nothing is trained yet.
+
+    Raises, before anything is trained, BadValue where the numbers of front and end checkpoints do not fit, and what
+    `Stitching` raises for these networks and layers.
+    """
+    fronts, ends = (_paths(text) for text in (p.front_checkpoint, p.end_checkpoint))
+    given = max(len(fronts), len(ends))
+    if given > 1 and {len(fronts), len(ends)} - {0, 1, given}:
+        raise BadValue(
+            f"{len(fronts)} front checkpoints and {len(ends)} end checkpoints make no pairs; give as many of one as of "
+            "the other, or one of either."
+        )
+    if len(fronts) == len(ends):
+        once(list(zip(fronts, ends, strict=True)))
+    else:
+        once(max(fronts, ends, key=len))
+    count = given if given > 1 else p.seeds
+    around = max(count, 2)
+    pairs = [
+        (i, _side(p, dataset, p.front_model, fronts, i, i), _side(p, dataset, p.end_model, ends, i, (i + 1) % around))
+        for i in range(count)
+    ]
+    if not isinstance(dataset, TextDataset):  # whose networks are not trained: what does not fit is said at once
+        _rehearse(p, dataset, *pairs[0][1:])
+    return pairs
+
+
+def _rehearse(p: StitchingRun, dataset: Dataset, front: Side, end: Side) -> None:
+    """Let everything that does not fit be said before minutes go into training the networks."""
+    nets = front.untrained(), end.untrained()
+    Stitching(*nets, layer_pairs(p, *nets), dataset, p)
+
+
+def _paths(text: str) -> list[Path]:
+    paths = [expanded(name, "a checkpoint") for name in ([text] if Path(text).is_file() else parts(text))]
+    for path in paths:
+        if not path.is_file():
+            raise BadValue(
+                f"There is no checkpoint {path}. Give the path of a .safetensors, .pt or .pth file. Of several, one "
+                "that holds a comma stands in double quotes."
+            )
+    return paths
+
+
+def _side(p: StitchingRun, dataset: Dataset, model: str, paths: list[Path], index: int, seed: int) -> Side:
+    facts = dataset.form
+    if paths:
+        path = paths[index % len(paths)]
+        get = lambda: load_network(build(model, **facts).to(p.torch_dtype), path)  # noqa: E731
+        return Side(f"{model} {path.parent.name}/{path.stem}", get, get)
+    if p.weights:
+        get = lambda: build(model, **facts, weights=p.weights)  # noqa: E731
+        return Side(f"{model} {p.weights}", get, get)
+    if isinstance(dataset, TextDataset):  # not trained here: networks of text have no classes
+        get = lambda: build(model, **facts, seed=seed)  # noqa: E731
+        return Side(f"{model} seed {seed}", get, get)
+    return Side(f"{model} seed {seed}", lambda: p.trained(model, dataset, seed), lambda: build(model, **facts))
+
+
+def layer_pairs(p: StitchingRun, front_net: nn.Module, end_net: nn.Module) -> list[tuple[str, str]]:
+    """The (front layer, end layer) pairs that `layer`, `front_layer` and `end_layer` name.
+
+    `all`: where both networks can be cut under the same name. Two lists are paired in order.
+    """
+    if p.layer == "all" and not (p.front_layer or p.end_layer):
+        both = [name for name in cuttable_layers(front_net) if name in set(cuttable_layers(end_net))]
+        if not both:
+            raise CannotCut("The two networks share no name of a layer; name front_layer and end_layer.")
+        return [(name, name) for name in both]
+    fronts, ends = parts(p.front_layer or p.layer), parts(p.end_layer or p.layer)
+    if not (fronts and ends):
+        raise BadValue("no layer is named. Give layer a name, names joined by commas, or all.")
+    if len(fronts) != len(ends):
+        raise BadValue(f"{len(fronts)} front layers and {len(ends)} end layers make no pairs; give as many of both.")
+    return once(list(zip(fronts, ends, strict=True)))
+
+
+def stitch_networks(
+    p: StitchingRun, dataset: Dataset, keep: Callable[[str], Path]
+) -> tuple[pd.DataFrame, dict[str, Tensor], pd.DataFrame]:
+    """Stitch every pair of networks at every layer: (rows, weights and biases by name, a row for each epoch).
+
+    `keep(name)` gives a path in the run's folder; every finished piece (one pair of networks, one pair of layers) is
+    stored there, and training within a piece too, so that an interrupted run goes on where it was. The name tells
+    pieces of other weights and other images apart.
+    """
+    rows, arrays, histories = [], {}, []
+    for seed, front_side, end_side in network_pairs(p, dataset):
+        front_net, end_net = front_side.get(), end_side.get()
+        pairs = layer_pairs(p, front_net, end_net)
+        stitching = Stitching(front_net, end_net, pairs, dataset, p, seed=seed)
+        of = _content(front_net, end_net, dataset)
+        for f, e in progress(pairs, f"{front_side.name} → {end_side.name}"):
+            name = f"seed{seed}-{f}-{e}" if f != e else f"seed{seed}-{f}"
+            stored = f"{file_name(name)}-{of}"
+            table, maps, history = _piece(stitching, f, e, keep(f"{stored}.safetensors"), keep(f"{stored}.training"))
+            table.insert(1, "end", end_side.name)
+            table.insert(1, "front", front_side.name)
+            rows.append(table)
+            histories.append(history.assign(seed=seed, front_layer=f, end_layer=e))
+            arrays |= {f"{name}/{kind}/{part}": v for kind, map_ in maps.items() for part, v in map_.items()}
+    return pd.concat(rows, ignore_index=True), arrays, pd.concat(histories, ignore_index=True)
+
+
+def _content(front_net: nn.Module, end_net: nn.Module, dataset: Dataset) -> str:
+    """8 hex digits of both networks, as they are built and with their weights, and of the data set."""
+    nets = {"front": front_net, "end": end_net}
+    weights = {f"{side}.{name}": value for side, net in nets.items() for name, value in net.state_dict().items()
+               if isinstance(value, Tensor)}  # fmt: skip
+    return digest_of(weights, [structure(net) for net in nets.values()], fingerprint(dataset))[:8]
+
+
+def _piece(
+    stitching: Stitching, front_layer: str, end_layer: str, stored: Path, training: Path
+) -> tuple[pd.DataFrame, dict[str, dict[str, Tensor]], pd.DataFrame]:
+    """One pair of layers: read if it was finished before, else computed and stored."""
+    if not stored.is_file():
+        done = stitching.stitch(front_layer, end_layer, checkpoint=training)
+        tables = {"rows": done.rows.to_dict("records"), "history": done.history.to_dict("records")}
+        save_tensors(stored, {"maps": done.maps, **tables})
+        training.unlink(missing_ok=True)
+    state, _ = load_tensors(stored)
+    return pd.DataFrame(state["rows"]), state["maps"], pd.DataFrame(state["history"])
