@@ -67,8 +67,9 @@ networks: $(DONE)  ## train the networks that are shipped again
 full: $(DONE)  ## the runs beside the notebooks: RUN=l2t_ww_cifar10, or all at full scale (a GPU, days)
 	@$(BIN)/python book/full.py $(RUN)
 
-readme: $(DONE)  ## fill the parameters table of the README from the notebook
+readme: $(DONE)  ## fill the README's table of parameters, and the page on the architecture
 	$(BIN)/python tests/readme_table.py
+	$(BIN)/python tests/floors.py
 
 lint: $(DONE)  ## check style, change nothing
 	$(BIN)/ruff check .

@@ -40,14 +40,10 @@ def attention_maps(net: nn.Module, layer: str, images: Tensor, labels: Tensor) -
         seen.append(chosen(output, who=f"layer {name!r}"))
         return replaced(output, "", seen[-1].clone())  # which later layers may write to
 
-    handle = net.get_submodule(name).register_forward_hook(keep)
-    try:
-        with evaluating(net), torch.enable_grad():
-            logits = answers_of(net, images.detach().clone().requires_grad_())
-            of_label = logits.gather(1, labels.to(images.device)[:, None]).sum()
-            pair = seen[-1], torch.autograd.grad(of_label, seen[-1])[0]
-    finally:
-        handle.remove()
+    with net.get_submodule(name).register_forward_hook(keep), evaluating(net), torch.enable_grad():
+        logits = answers_of(net, images.detach().clone().requires_grad_())
+        of_label = logits.gather(1, labels.to(images.device)[:, None]).sum()
+        pair = seen[-1], torch.autograd.grad(of_label, seen[-1])[0]
     activations, gradients = map(as_map, pair) if layer != name else pair
     if activations.ndim != 4:
         raise ShapeMismatch(f"layer {name!r} gives {tuple(activations.shape)}, not maps (n, c, h, w).")

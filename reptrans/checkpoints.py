@@ -10,23 +10,20 @@ import re
 import warnings
 import zipfile
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from os.path import commonprefix
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-import pandas as pd
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
 from reptrans import paths
 from reptrans.data import Dataset
-from reptrans.errors import BadCheckpoint, BadValue, CannotWrite, suggest
-from reptrans.files import file_name
+from reptrans.errors import BadCheckpoint, BadValue, suggest
+from reptrans.files import file_name, locked
 from reptrans.models import build, source_digest
 from reptrans.tensorfiles import digest_of, existing, incomplete, load_tensors, save_tensors
 from reptrans.training import Plan, pick_device, train_classifier
@@ -93,12 +90,11 @@ def copy_weights(net: nn.Module, state: State, path: Path) -> None:
     """`net`'s weights become those of `state`, read from `path`; see `load_network`."""
     wanted = {name: value for name, value in net.state_dict().items() if isinstance(value, Tensor)}
     state = _renamed(state, list(wanted))
-    counters = {name: value for name, value in wanted.items() if name.endswith(".num_batches_tracked")}
-    if difference := _first_difference(state, wanted, set(counters), _called(net)):
-        raise BadCheckpoint(f"{path} does not fit: {difference}.")
+    state = {name: value for name, value in wanted.items() if name.endswith(".num_batches_tracked")} | state
+    _refuse_difference(state, wanted, path, type(net))
     for name, value in state.items():
         _refuse_no_weight(name, value, wanted[name], path)
-    net.load_state_dict(counters | state, strict=False)
+    net.load_state_dict(state, strict=False)
 
 
 def trained(
@@ -135,13 +131,18 @@ def trained(
     if shipped and (own := paths.shipped_networks() / path.name).is_file():
         path = own
     device = pick_device(str(device))
-    with _alone(path):
+    # Of several processes that want the network, one trains it and the others wait, and load it. One that is there may
+    # be in a folder that cannot be written to.
+    with nullcontext() if path.exists() else locked(path.with_name(f".{path.stem}.lock")):
         if path.exists():
             _load_own(net, path, recipe)
         else:
             partial = path.with_name(f"{path.stem}.partial.safetensors")
             rows = train_classifier(net, dataset, plan, **order, device=device, checkpoint=partial, label=path.stem)
-            _keep(net, path, partial, recipe, rows)
+            state = dict(net.state_dict())
+            about = {"recipe": recipe, "rows": rows.to_dict("records"), "digest": digest_of(state, recipe)}
+            save_tensors(path, state, about)
+            partial.unlink(missing_ok=True)
     return net.to(device).eval()
 
 
@@ -178,21 +179,6 @@ def _made_elsewhere(model: str, net: nn.Module) -> dict:
     return {"network": {"files": source_digest(model), "structure": structure(net), "start": content(start)}}
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Of several processes that want the network at `path`, one trains it and the others wait, and load it."""
-    if path.exists():  # perhaps in a folder that cannot be written to
-        yield
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        held = FileLock(path.with_name(f".{path.stem}.lock")).acquire()
-    except OSError as error:
-        raise CannotWrite(f"could not write in {path.parent}: {error.strerror}. Choose another folder.") from error
-    with held:
-        yield
-
-
 def _unpickled(path: Path) -> object:
     with path.open("rb") as file, warnings.catch_warnings():
         # About the pickle protocol, which says nothing to who only wants to know whether the file can be read.
@@ -204,17 +190,11 @@ def _unpickled(path: Path) -> object:
         except Exception as error:
             if "TorchScript" in str(error):
                 raise _refusal(path, "a TorchScript program", f"torch.jit.load({path.name!r}).state_dict()") from error
-            if _is_refusal(error, file, path):
-                met = re.search(r"GLOBAL (\S+)", str(error))
-                holds = f"a pickle of more than weights{f' ({met[1]})' if met else ''}"
-                raise _refusal(path, holds, "its state_dict()") from error
+            met = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+            # A name of something else than weights, and not one that is cut short by the file's end.
+            if met and (zipfile.is_zipfile(path) or file.read(1)):
+                raise _refusal(path, f"a pickle of more than weights ({met[1]})", "its state_dict()") from error
             raise incomplete(path) from error
-
-
-def _is_refusal(error: Exception, file: BinaryIO, path: Path) -> bool:
-    """Whether the reader met a complete name that is not of plain weights, and not one cut short by the file's end."""
-    met_a_name = isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error)
-    return met_a_name and (zipfile.is_zipfile(path) or file.read(1) != b"")
 
 
 def _refusal(path: Path, holds: str, weights: str) -> BadCheckpoint:
@@ -234,14 +214,11 @@ def _weights_in(state: object, path: Path, part: str = "") -> State:
         state, offered = state[taken], offered + inner
     if part and part not in offered:
         raise BadValue(f"{path} has no part {part!r}. {suggest(part, offered or ['none, for it has no parts'])}.")
-    if not isinstance(state, dict) or not state:
-        raise BadCheckpoint(f"{path} holds no weights: a dict of tensors was expected, found {_described(state)}.")
-    for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise BadCheckpoint(
-                f"{path} holds no weights: a dict of tensors was expected, but its entry {name!r} is "
-                f"{_described(value)}."
-            )
+    entries = state.items() if isinstance(state, dict) else ()
+    odd = [entry for entry in entries if not isinstance(entry[0], str) or not isinstance(entry[1], Tensor)]
+    if odd or not entries:
+        found = f"but its entry {odd[0][0]!r} is {_described(odd[0][1])}" if odd else f"found {_described(state)}"
+        raise BadCheckpoint(f"{path} holds no weights: a dict of tensors was expected, {found}.")
     bare = _levels(list(state), _WRAPPERS)[-1]
     return {name: value.detach() for name, value in zip(bare, state.values(), strict=True)}
 
@@ -284,38 +261,28 @@ def _described(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-def _called(net: nn.Module) -> str:
-    # The class says which network it is, unless it is one of torch's containers.
-    return "the network" if type(net).__module__.startswith("torch.nn.") else type(net).__name__
-
-
-def _first_difference(state: State, wanted: State, optional: set[str], net: str) -> str | None:
-    """What a reader should know about the first name, in the network's order, that does not agree; None if all do."""
-    missing = [name for name in wanted if name not in state and name not in optional]
+def _refuse_difference(state: State, wanted: State, path: Path, kind: type) -> None:
+    """BadCheckpoint about the first name, in the network's order, that does not agree."""
+    missing = [name for name in wanted if name not in state]
     unexpected = [name for name in state if name not in wanted]
     reshaped = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
     wrong = [name for name in wanted if name in missing or name in reshaped] + unexpected
     if not wrong:
-        return None
+        return
     name, count = wrong[0], f"{len(missing)} missing, {len(unexpected)} unexpected, {len(reshaped)} of another shape"
     has = f"{name} {tuple(state[name].shape)}" if name in state else f"no {name}"
     needs = f"needs {tuple(wanted[name].shape)}" if name in wanted else "has no such weight"
     if name in missing and unexpected:
         near = max(unexpected, key=lambda other: len(commonprefix([other[::-1], name[::-1]])))
         has = f"{has} but {near} {tuple(state[near].shape)}"
-    return f"the checkpoint has {has}, {net} {needs} ({count}, of {len(wanted)})"
+    # The class says which network it is, unless it is one of torch's containers.
+    net = "the network" if kind.__module__.startswith("torch.nn.") else kind.__name__
+    raise BadCheckpoint(f"{path} does not fit: the checkpoint has {has}, {net} {needs} ({count}, of {len(wanted)}).")
 
 
 def _file_name(model: str, dataset: Dataset, seed: int, recipe: dict) -> str:
     short = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
     return f"{file_name(model)}-{file_name(dataset.name)}-s{seed}-{short}.safetensors"
-
-
-def _keep(net: nn.Module, path: Path, partial: Path, recipe: dict, rows: pd.DataFrame) -> None:
-    state = dict(net.state_dict())
-    found = {"recipe": recipe, "rows": rows.to_dict("records"), "digest": digest_of(state, recipe)}
-    save_tensors(path, state, found)
-    partial.unlink(missing_ok=True)
 
 
 def _load_own(net: nn.Module, path: Path, recipe: dict) -> None:

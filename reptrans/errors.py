@@ -5,7 +5,7 @@ from the built-in error that a Python programmer would expect to catch.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class ReptransError(Exception):
@@ -60,13 +60,53 @@ class Diverged(ReptransError, ArithmeticError):
     """A loss term became NaN or infinite; the term, the step and the learning rate are named."""
 
 
-def suggest(name: str, options: Iterable[str], what: str = "Possible") -> str:
+def choose(
+    name: object,
+    table: Iterable,
+    said: str,
+    error: type[ReptransError] = UnknownName,
+    *,
+    listed: str = "Possible",
+    more: str = "",
+) -> object:
+    """What stands in `table` under `name`: its value in a mapping, `name` itself in a list.
+
+    Otherwise raises `error`. `said` is the beginning of its message, "{}" in it the name; `listed` is what the possible
+    names are called, and `more` is the end.
+
+    >>> choose("relu", {"relu": max}, "there is no activation {}")
+    <built-in function max>
+    >>> choose("bn9", ["bn1", "fc"], "bn9 is no layer")
+    Traceback (most recent call last):
+    reptrans.errors.UnknownName: bn9 is no layer. Did you mean 'bn1'? Possible: bn1, fc
+    """
+    if name not in table:
+        raise error(f"{said.replace('{}', repr(name))}. {suggest(name, table, listed)}{more}")
+    return table[name] if isinstance(table, Mapping) else name
+
+
+def check_whole(name: str, value: object, least: int, *, of: str = "", more: str = ".") -> None:
+    """Raises BadValue for what is no whole number from `least` on; `of`: of what, as " of pixels".
+
+    >>> check_whole("length", 0, 1, of=" of tokens")
+    Traceback (most recent call last):
+    reptrans.errors.BadValue: length is 0; it must be a whole number of tokens from 1 on.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise BadValue(f"{name} is {value!r}; it must be a whole number{of} from {least} on{more}")
+
+
+def suggest(name: object, options: Iterable[str], what: str = "Possible") -> str:
     """The end of a message about an unknown name: near matches first, then all that is possible.
 
     >>> suggest("bn9", ["bn1", "bn2", "fc"])
     "Did you mean 'bn1' or 'bn2'? Possible: bn1, bn2, fc"
     """
     options = list(options)
-    near = difflib.get_close_matches(str(name), options, n=3)
-    hint = "Did you mean " + " or ".join(repr(n) for n in sorted(near)) + "? " if near else ""
-    return f"{hint}{what}: {', '.join(options)}"
+    return f"{near(name, options, most=3)}{what}: {', '.join(options)}"
+
+
+def near(name: object, options: Iterable[str], most: int = 5) -> str:
+    """ "Did you mean 'a' or 'b'? ", or nothing: alone for lists of a thousand names, which no message should hold."""
+    found = sorted(difflib.get_close_matches(str(name), list(options), n=most))
+    return f"Did you mean {' or '.join(map(repr, found))}? " if found else ""

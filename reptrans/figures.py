@@ -4,6 +4,7 @@ Nothing is shown or saved here: end a notebook's cell with `plt.show()`, or hand
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import cycle
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -13,6 +14,7 @@ import seaborn
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from reptrans.errors import BadData, ShapeMismatch, UnknownName, suggest
 
@@ -51,9 +53,11 @@ def layer_curves(
         chosen = rows[rows[hue] == kind] if hue else rows
         table = _by_seed(chosen, x, y, spread).reindex(layers)
         _marked_line(ax, table, number if side_by_side else 0, number, "" if side_by_side else str(kind))
-    _reference_lines(ax, reference or {})
-    _name_places(ax, places, _spoken(hue if side_by_side else x))
-    ax.set_ylabel(_UNITS.get(y, _spoken(y)))
+    for dash, (name, value) in zip(cycle(_DASHES), (reference or {}).items(), strict=False):
+        ax.axhline(value, color="0.3", linewidth=1.2, linestyle=dash, label=f"{name} ({value:.3g})", zorder=1)
+    ax.set_xticks(range(len(places)), places)
+    ax.set(xlim=(-0.5, len(places) - 0.5), xlabel=_spoken(hue if side_by_side else x), ylabel=_UNITS.get(y, _spoken(y)))
+    _turn(ax, places, len(places))
     if side_by_side:
         ax.set_title(f"{_spoken(x)} {layers[0]}")
     many = len(kinds) > 1 and not side_by_side
@@ -93,8 +97,7 @@ def learning_curves(
         if table.shape[1] > 1:
             ax.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=colour, alpha=0.15, linewidth=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    ax.set_xlabel(_spoken(x))
-    ax.set_ylabel(_common_label(columns))
+    ax.set(xlabel=_spoken(x), ylabel=_common_label(columns))
     _legend(ax, None, shown=len(kinds) * len(columns) > 1)
     return ax
 
@@ -137,25 +140,17 @@ def weights(matrix: Tensor | np.ndarray | pd.DataFrame, label: str = "weight", a
     values = np.asarray(matrix.detach().cpu().double() if isinstance(matrix, Tensor) else matrix, dtype=float)
     if values.ndim < 2 or values.shape[2:] != (1,) * (values.ndim - 2) or not values.size:
         raise ShapeMismatch(f"weights have the shape (out, in) or (out, in, 1, 1), and these have {values.shape}.")
-    values = values.reshape(values.shape[:2])
-    ax = ax or _axes(_side(values.shape[1]) + 1.6, _side(values.shape[0]) + 0.8)
     end = float(np.nanmax(np.abs(values))) or 1.0
-    picture = ax.imshow(values, cmap="RdBu_r", vmin=-end, vmax=end, interpolation="nearest", aspect=_aspect(values))
-    ax.figure.colorbar(picture, ax=ax, label=label)
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    ax.grid(False)
+    ax = heatmap(pd.DataFrame(values.reshape(values.shape[:2])), label, ax, annotate=False, limits=(-end, end))
     ax.set(xlabel="front channel (in)", ylabel="end channel (out)")
     return ax
 
 
 def image_row(images: Tensor, most: int = 10) -> Axes:
     """Draw up to `most` images (n, c, h, w), uint8 or in [0, 1], side by side; one channel is grey."""
-    shown = images[:most].movedim(1, -1).cpu()
-    shown = shown.squeeze(-1) if shown.shape[-1] == 1 else shown
-    strip = np.concatenate(list(np.asarray(shown)), axis=1)
-    ax = _axes(len(shown), 1.2)
-    ax.imshow(strip, cmap="gray", vmin=0, vmax=255 if strip.dtype == np.uint8 else 1, interpolation="nearest")
+    strip = make_grid(images[:most].cpu(), nrow=most, padding=0)
+    ax = _axes(min(len(images), most), 1.2)
+    ax.imshow(strip.clamp(0, 1 if strip.is_floating_point() else 255).movedim(0, -1), interpolation="nearest")
     ax.set_axis_off()
     return ax
 
@@ -204,19 +199,6 @@ def _marked_line(ax: Axes, table: pd.DataFrame, offset: int, number: int, label:
     ax.errorbar(np.arange(len(table)) + offset, mean, yerr=reach, label=label, **style)
 
 
-def _reference_lines(ax: Axes, reference: dict[str, float]) -> None:
-    for number, (name, value) in enumerate(reference.items()):
-        dash = _DASHES[number % len(_DASHES)]
-        ax.axhline(value, color="0.3", linewidth=1.2, linestyle=dash, label=f"{name} ({value:.3g})", zorder=1)
-
-
-def _name_places(ax: Axes, places: list[str], label: str) -> None:
-    ax.set_xticks(range(len(places)), places)
-    ax.set_xlim(-0.5, len(places) - 0.5)
-    ax.set_xlabel(label)
-    _turn(ax, places, len(places))
-
-
 def _turn(ax: Axes, names: Iterable[Any], count: int) -> None:
     """Slant the names below the axis where they would run into each other."""
     across = ax.get_position().width * ax.figure.get_figure(root=True).get_figwidth()
@@ -248,14 +230,8 @@ def _side(count: int) -> float:
     return min(max(0.45 * count, 1.8), 8.0)
 
 
-def _aspect(values: np.ndarray) -> str:
-    height, width = values.shape
-    return "equal" if 0.5 <= height / width <= 2 else "auto"
-
-
 def _colour(number: int) -> tuple[float, float, float]:
-    palette = seaborn.color_palette("colorblind")
-    return palette[number % len(palette)]
+    return seaborn.color_palette("colorblind")[number % 10]
 
 
 def _common_label(columns: list[str]) -> str:

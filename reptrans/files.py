@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from reptrans.errors import CannotWrite
@@ -41,60 +42,64 @@ def atomic(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.stem}-{uuid4().hex[:8]}{path.suffix}")
     try:
-        yield temporary
-        _flush(temporary)
-        os.replace(temporary, path)
-        _flush_folder(path.parent)
-    except CannotWrite:
+        with refusals(f"could not write {path.name} in {path.parent}", path.parent):
+            yield temporary
+            _flush(temporary, os.O_RDWR)  # a power cut after the rename cannot leave an empty file
+            os.replace(temporary, path)
+            if hasattr(os, "O_DIRECTORY"):
+                with suppress(OSError):  # of a disk that cannot flush the new name
+                    _flush(path.parent, os.O_DIRECTORY)
+    finally:
+        # Where even the folder is a file or has become unreadable there is nothing to remove, and the error in flight
+        # says more than this one would.
+        if os.path.lexists(temporary):
+            temporary.unlink()
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and those above it; CannotWrite where the system refuses."""
+    with refusals(f"could not make the folder {folder}", folder.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def locked(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Hold the lock file `path`, whose folder is made; filelock's Timeout where another process holds it for longer.
+
+    Raises CannotWrite where the system refuses.
+    """
+    make_folder(path.parent)
+    with refusals(f"could not write in {path.parent}", path.parent):
+        held = FileLock(path).acquire(timeout=timeout)
+    with held:
+        yield
+
+
+@contextmanager
+def refusals(what: str, folder: Path) -> Iterator[None]:
+    """Make CannotWrite of what the system refuses: `what`, the reason, and the space left where `folder` is."""
+    try:
+        yield
+    except (CannotWrite, Timeout):
         raise
     except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise CannotWrite(
-            f"could not write {path.name} in {path.parent}: {reason(error)} ({free_space(path.parent)} free). "
-            "Free some space or choose another folder."
+            f"{what}: {reason} ({free_space(folder)} free). Free some space or choose another folder."
         ) from error
-    finally:
-        _remove(temporary)
-
-
-def reason(error: Exception) -> str:
-    """What the system said, without number and file name."""
-    return getattr(error, "strerror", None) or str(error)
 
 
 def free_space(folder: Path) -> str:
     """The space left on the disk of `folder`, or of its nearest parent that exists, for instance '3.1 GB'."""
     while not folder.is_dir():
         folder = folder.parent
-    free = float(shutil.disk_usage(folder).free)
-    for unit in ("B", "kB", "MB", "GB"):
-        if free < 1000:
-            return f"{free:.3g} {unit}"
-        free /= 1000
-    return f"{free:.3g} TB"
+    return f"{shutil.disk_usage(folder).free / 1e9:.1f} GB"
 
 
-def _flush(path: Path) -> None:
-    """Force `path` to the disk, so that a power cut after the rename cannot leave an empty file."""
-    handle = os.open(path, os.O_RDWR)
+def _flush(path: Path, flags: int) -> None:
+    """Force `path` to the disk."""
+    handle = os.open(path, flags)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Force the new name to the disk too, where system and disk can."""
-    if hasattr(os, "O_DIRECTORY"):
-        with suppress(OSError):
-            handle = os.open(folder, os.O_DIRECTORY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-
-
-def _remove(temporary: Path) -> None:
-    # Where even the folder is a file or has become unreadable there is nothing to remove, and the error in flight
-    # says more than this one would.
-    if os.path.lexists(temporary):
-        temporary.unlink()

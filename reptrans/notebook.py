@@ -9,12 +9,12 @@ In a notebook:
     p = parameters(P)
 """
 
-import ast
 import csv
 import io
 import math
 import reprlib
 from collections.abc import Iterable, Sequence
+from symtable import symtable
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -24,18 +24,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 from reptrans.errors import BadValue, UnknownName, suggest
-from reptrans.progress import interactive, progress
 
 __all__ = [
     "Parameters",
     "as_text",
-    "interactive",
     "listed",
     "names",
     "once",
     "parameters",
     "parts",
-    "progress",
     "show",
     "some_names",
     "spread",
@@ -84,17 +81,22 @@ def parameters(model: type[_Model]) -> _Model:
             f"no notebook is running here, so there are no variables to read. Write {model.__name__}(name=value, ...) "
             "instead."
         )
-    unknown = [name for name in _injected(shell.user_ns.get("In", [])) if name not in model.model_fields]
-    problems = [_unknown(name, shell.user_ns, model) for name in unknown]
-    fields = model.model_fields.items()
-    given = {name: _as_typed(shell.user_ns[name], field) for name, field in fields if name in shell.user_ns}
+    fields, variables = model.model_fields, shell.user_ns
+    unknown = [name for name in _injected(variables.get("In", [])) if name not in fields]
+    problems = [
+        f"{name} = {_brief(variables.get(name))}: there is no such parameter. {suggest(name, fields)}"
+        for name in unknown
+    ]
+    given = {name: _as_typed(variables[name], field) for name, field in fields.items() if name in variables}
     try:
         checked = model.model_validate(given)
         if not unknown:
             return checked
     except ValidationError as error:
         problems += [_refused(entry) for entry in error.errors(include_url=False)]
-    raise _short(UnknownName if unknown else BadValue, problems) from None
+    count = "1 parameter is" if len(problems) == 1 else f"{len(problems)} parameters are"
+    kind = UnknownName if unknown else BadValue
+    raise kind("\n  ".join([f"{count} not as the notebook needs:", *problems]) + f"\n{HELP}") from None
 
 
 def names(text: str, options: Iterable[str] | None = None) -> list[str]:
@@ -221,16 +223,11 @@ class _Shown:
 def _injected(cells: list[str]) -> list[str]:
     """The names assigned in the latest cell that begins with `# Parameters`."""
     marked = [cell for cell in cells if cell.lstrip().startswith("# Parameters")]
-    if not marked:
-        return []
     try:
-        lines = ast.parse(marked[-1]).body
+        symbols = symtable(marked[-1] if marked else "", "cell", "exec").get_symbols()
     except SyntaxError:  # such a cell never ran, so it assigned nothing
         return []
-    targets = []
-    for line in lines:
-        targets += line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
-    return [target.id for target in targets if isinstance(target, ast.Name)]
+    return [symbol.get_name() for symbol in symbols if symbol.is_assigned()]
 
 
 def _as_typed(value: Any, field: FieldInfo) -> Any:
@@ -239,20 +236,14 @@ def _as_typed(value: Any, field: FieldInfo) -> Any:
     return str(value) if field.annotation is str and type(value) is int and not digits else value
 
 
-def _unknown(name: str, variables: dict[str, Any], model: type[BaseModel]) -> str:
-    value = f" = {_brief(variables[name])}" if name in variables else ""
-    return f"{name}{value}: there is no such parameter. {suggest(name, model.model_fields)}"
-
-
 def _refused(entry: dict[str, Any]) -> str:
     """One line for one entry of pydantic's list of errors."""
     name = ".".join(str(part) for part in entry["loc"])
     if entry["type"] == "missing":
         return f"{name}: not set. Give it a value in the notebook's cell of parameters"
-    if entry["type"] == "string_type":
-        given = _brief(entry["input"])
-        return f"{name} = {given}: a text is needed. Put it in quotes; to papermill, give it by -r {name} TEXT"
     message = entry["msg"].removeprefix("Value error, ")
+    if entry["type"] == "string_type":
+        message = f"a text is needed. Put it in quotes; to papermill, give it by -r {name} TEXT"
     return f"{name} = {_brief(entry['input'])}: {message}" if name else message
 
 
@@ -260,8 +251,3 @@ def _brief(value: Any) -> str:
     short = reprlib.Repr()
     short.maxstring = short.maxother = 60
     return short.repr(value)
-
-
-def _short(kind: type[Exception], problems: list[str]) -> Exception:
-    count = "1 parameter is" if len(problems) == 1 else f"{len(problems)} parameters are"
-    return kind("\n".join([f"{count} not as the notebook needs:", *(f"  {line}" for line in problems), HELP]))

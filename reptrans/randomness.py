@@ -6,7 +6,7 @@ is the same.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -23,11 +23,16 @@ def drawing(seed: int, double: bool = True) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def in_double() -> Iterator[None]:
+def in_double() -> AbstractContextManager[None]:
     """Within, tensors that are made without a type are float64."""
+    return made_as(torch.float64)
+
+
+@contextmanager
+def made_as(dtype: torch.dtype) -> Iterator[None]:
+    """Within, tensors that are made without a type are of this one."""
     usual = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(dtype)
     try:
         yield
     finally:

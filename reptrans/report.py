@@ -51,28 +51,17 @@ def _facts(reading: str, facts: dict[str, Any]) -> list[str]:
 def _table_pages(name: str, table: pd.DataFrame) -> list[list[str]]:
     """Pages of a rounded table: what all rows share is said once; the other columns in groups that fit across, each
     group led by the row's number."""
-    shared = [column for column in table.columns if len(table) > 1 and table[column].map(str).nunique() == 1]
-    same = {"the same in all rows": {str(c): "" if _missing(v := table[c].iloc[0]) else str(v) for c in shared}}
-    pages = _paged([f"{name}: {len(table)} rows", *_facts("", same)]) if shared else []
-    table = table.drop(columns=shared)
-    shown = table.head(_MOST_ROWS)
-    cut = f", the first {len(shown)}" if len(shown) < len(table) else ""
-    heading = f"{name}: {len(table)} rows{cut}"
-    for group in _groups([_column(column, shown.iloc[:, at]) for at, column in enumerate(shown.columns)]):
-        count = [f"{line:>5}" for line in ["", *range(1, len(shown) + 1)]]
-        head, *body = ["  ".join(cells) for cells in zip(count, *group, strict=True)]
-        pages += _paged(body, [heading, "", head, "-" * len(head)])
+    shared = [column for column in table if len(table) > 1 and table[column].map(str).nunique() == 1]
+    same = table[shared].astype(object).where(table[shared].notna(), "").iloc[:1].map(str).squeeze(axis=0)
+    facts = _facts("", {"the same in all rows": dict(same.rename(str))})
+    pages = _paged([f"{name}: {len(table)} rows", *facts]) if shared else []
+    table = table.drop(columns=shared).set_axis(range(1, len(table) + 1))
+    cut = f", the first {_MOST_ROWS}" if len(table) > _MOST_ROWS else ""
+    form = {"line_width": _ACROSS, "max_colwidth": 40, "na_rep": "", "float_format": _rounded}
+    for start in range(0, min(max(len(table), 1), _MOST_ROWS) if len(table.columns) else 0, step := _DOWN - 4):
+        text = table[:_MOST_ROWS][start : start + step].to_string(**form)
+        pages += [[f"{name}: {len(table)} rows{cut}", "", *group.splitlines()] for group in text.split("\n\n")]
     return pages
-
-
-def _column(name: Any, values: pd.Series) -> list[str]:
-    """A column's name and cells as texts of one width: numbers rounded and to the right, others left."""
-    numbers = pd.api.types.is_float_dtype(values)
-    cells = [str(name), *("" if _missing(v) else _rounded(v) if numbers else str(v) for v in values)]
-    cells = [cell[:39] + "…" if len(cell) > 40 else cell for cell in (cell.replace("\n", " ") for cell in cells)]
-    width = max(map(len, cells))
-    align = str.rjust if pd.api.types.is_numeric_dtype(values) else str.ljust
-    return [align(cell, width) for cell in cells]
 
 
 def _rounded(value: float) -> str:
@@ -80,26 +69,8 @@ def _rounded(value: float) -> str:
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.2e}"
 
 
-def _missing(value: Any) -> bool:
-    return pd.api.types.is_scalar(value) and bool(pd.isna(value))
-
-
-def _groups(columns: list[list[str]]) -> list[list[list[str]]]:
-    """Columns, in order, gathered into groups no wider than a line."""
-    groups, used = [[]], 5
-    for column in columns:
-        used += len(column[0]) + 2
-        if used > _ACROSS and groups[-1]:
-            groups.append([])
-            used = 5 + len(column[0]) + 2
-        groups[-1].append(column)
-    return groups
-
-
-def _paged(lines: list[str], head: list[str] | None = None) -> list[list[str]]:
-    head = head or []
-    step = _DOWN - len(head)
-    return [head + lines[at : at + step] for at in range(0, max(len(lines), 1), step)]
+def _paged(lines: list[str]) -> list[list[str]]:
+    return [lines[at : at + _DOWN] for at in range(0, max(len(lines), 1), _DOWN)]
 
 
 def _text_page(lines: list[str], title: str, number: str) -> Figure:

@@ -13,7 +13,6 @@ needed: a cell that ends with an error leaves the run failed.
 import functools
 import hashlib
 import json
-import math
 import os
 import platform
 import re
@@ -21,7 +20,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -29,16 +28,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 from IPython import get_ipython
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pyarrow import ArrowException
 from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 from safetensors.torch import save_file
 from torch import Tensor
 
 from reptrans.errors import BadData, BadValue, CannotWrite
-from reptrans.files import atomic, reason
+from reptrans.files import atomic, make_folder
 from reptrans.paths import runs_root
 from reptrans.report import write_report
 
@@ -61,7 +63,6 @@ class Run:
         self.files: list[str] = []
         self._rows: dict[str, pd.DataFrame] = {}
         self._figures: dict[str, Figure] = {}
-        self._environment = environment()
         self._record = self._first_record()
         self._make(self.folder)
         self._update()
@@ -87,30 +88,20 @@ class Run:
     def _watch(self) -> None:
         """In a notebook: note the error that a cell ends with, instead of the run that had this name before there."""
         if shell := get_ipython():
-            if before := _watched.get(self.name):
-                before._unwatch()
             _watched[self.name] = self
-            shell.events.register("post_run_cell", self._after_cell)
+            shell.events.register("post_run_cell", _note_error)
 
     def _unwatch(self) -> None:
-        shell = get_ipython()
         if _watched.get(self.name) is self:
             del _watched[self.name]
-            if shell and self._after_cell in shell.events.callbacks["post_run_cell"]:
-                shell.events.unregister("post_run_cell", self._after_cell)
-
-    def _after_cell(self, cell: Any) -> None:
-        if error := cell.error_before_exec or cell.error_in_exec:
-            self._fail(error)
 
     def checkpoint(self, name: str) -> Path:
         """The path of checkpoint `name`, to go on from if this run is interrupted; `finish` removes them all.
 
         It depends on the parameters and on this package's own code, so that nothing made by other ones is taken over.
         """
-        folder = self._checkpoints
-        self._make(folder)
-        return folder / _file_name(name)
+        self._make(self._checkpoints)
+        return self._checkpoints / _file_name(name)
 
     @property
     def _checkpoints(self) -> Path:
@@ -118,18 +109,16 @@ class Run:
 
     def rows(self, rows: pd.DataFrame, name: str = "rows") -> None:
         """Write rows as Parquet, CSV and JSON (a list of records; NaN and infinity, unknown to JSON, become null)."""
-        import pyarrow
-        from pyarrow import parquet
-
         table = rows if isinstance(rows.index, pd.RangeIndex) else rows.reset_index()
+        columns = {"index": False, "write_page_checksum": True}  # so that later damage is noticed
+        file = _file_name(name)
         try:
-            columns = pyarrow.Table.from_pandas(table, preserve_index=False)
-        except (pyarrow.ArrowException, ValueError) as error:
+            self._write(f"{file}.parquet", lambda path: table.to_parquet(path, **columns))
+        except (ArrowException, ValueError) as error:
             raise BadValue(f"rows {name!r} need unique column names and one type per column: {error}") from error
-        whole = {"write_page_checksum": True}  # so that later damage is noticed
-        self._write(f"{_file_name(name)}.parquet", lambda path: parquet.write_table(columns, path, **whole))
-        self._write(f"{name}.csv", lambda path: table.to_csv(path, index=False, lineterminator="\n"))
-        self._write(f"{name}.json", lambda path: path.write_text(_records(table)))
+        self._write(f"{file}.csv", lambda path: table.to_csv(path, index=False, lineterminator="\n"))
+        records = _plain(table.astype(object).where(table.notna(), None).to_dict("records"), lambda _: None)
+        self._write(f"{file}.json", lambda path: path.write_text(json.dumps(records, indent=1) + "\n"))
         self._rows[name] = table
 
     def arrays(self, arrays: Mapping[str, Tensor | np.ndarray], name: str = "arrays") -> None:
@@ -150,7 +139,7 @@ class Run:
 
         `reading` says in words what the rows show; it stands below the title. The same run started again begins anew.
         """
-        facts = {"parameters": self.parameters, "environment": self._environment, "git": self._record["git"]}
+        facts = {name: self._record[name] for name in ("parameters", "environment", "git")}
         self._write("report.pdf", lambda path: write_report(path, title, reading, facts, self._rows, self._figures))
         self._update(status="finished", error=None, title=title, reading=reading, finished=_now())
         self._unwatch()
@@ -158,12 +147,19 @@ class Run:
             shutil.rmtree(self._checkpoints)
 
     def _first_record(self) -> dict[str, Any]:
-        times = {"started": _now(), "finished": None}
-        code = {"environment": self._environment, "git": _own_git_state()}
-        process = {"pid": os.getpid(), "host": socket.gethostname()}
-        return {"name": self.name, "status": "running", "error": None, **times, "process": process,
-                "parameters": self.parameters,
-                "seeds": _seeds(self.parameters), **code, "files": self.files}  # fmt: skip
+        return {
+            "name": self.name,
+            "status": "running",
+            "error": None,
+            "started": _now(),
+            "finished": None,
+            "process": {"pid": os.getpid(), "host": socket.gethostname()},
+            "parameters": self.parameters,
+            "seeds": {name: value for name, value in self.parameters.items() if "seed" in name.lower()},
+            "environment": environment(),
+            "git": _own_git_state(),
+            "files": self.files,
+        }
 
     def _update(self, **changes: Any) -> None:
         record = self._record | changes
@@ -171,31 +167,35 @@ class Run:
         self._record = record
 
     def _write(self, name: str, writer: Callable[[Path], Any]) -> None:
-        with self._refusals(name), atomic(self.folder / name) as path:
+        with self._refusals(), atomic(self.folder / name) as path:
             writer(path)
         if name not in self.files and name != "run.json":
             self.files.append(name)
 
     def _make(self, folder: Path) -> None:
-        with self._refusals("the folder"):
-            folder.mkdir(parents=True, exist_ok=True)
+        with self._refusals():
+            make_folder(folder)
 
     @contextmanager
-    def _refusals(self, what: str) -> Iterator[None]:
+    def _refusals(self) -> Iterator[None]:
         """Say of a refused write also what is safe, and what to do."""
         try:
             yield
-        except OSError as error:
-            fact = str(error).split(" Free some space")[0] if isinstance(error, CannotWrite) else (
-                f"could not make {what} {self.folder}: {reason(error)}.")  # fmt: skip
+        except CannotWrite as error:
             safe = f"Already safe there: {', '.join(self.files)}." if self.files else "Nothing was lost."
             raise CannotWrite(
-                f"{fact} {safe} Free some space, or write elsewhere: Run({self.name!r}, ..., folder=...) for this run, "
-                "the environment variable REPTRANS_DATA for all."
+                f"{str(error).partition(' Free some space')[0]} {safe} Free some space, or write elsewhere: "
+                f"Run({self.name!r}, ..., folder=...) for this run, the environment variable REPTRANS_DATA for all."
             ) from error
 
 
 _watched: dict[str, Run] = {}  # by name, the runs of this notebook that have not ended
+
+
+def _note_error(cell: Any) -> None:
+    if error := cell.error_before_exec or cell.error_in_exec:
+        for run in _watched.values():
+            run._fail(error)
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
@@ -208,22 +208,13 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
         status, process = record["status"], dict(record.get("process") or {})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        here = status == "running" and process.get("host") == socket.gethostname()
+        broken = here and not psutil.pid_exists(process.get("pid") or -1)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise BadData(
             f"{path} is no whole record of a run ({type(error).__name__}). Remove {path.parent}, and run it again."
         ) from error
-    broken = status == "running" and process.get("host") == socket.gethostname() and not _alive(process.get("pid"))
     return record | {"status": "broken off" if broken else status}
-
-
-def _alive(pid: Any) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, TypeError, OverflowError):
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True
 
 
 def all_runs() -> pd.DataFrame:
@@ -244,10 +235,9 @@ def environment() -> dict[str, str | None]:
     """The versions and the devices that numbers may depend on; None for what is not there."""
     versions: dict[str, str | None] = {"python": platform.python_version(), "torch": str(torch.__version__)}
     for package in ("torchvision", "numpy", "reptrans"):
-        try:
+        versions[package] = None
+        with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return versions | {"system": platform.system(), "cpu": _cpu(), "gpu": gpu}
 
@@ -303,31 +293,10 @@ def _file_name(name: str) -> str:
     return name
 
 
-def _plain(value: Any) -> Any:
-    """`value` as JSON can hold it: NaN, infinity, paths and other objects become text."""
-    if isinstance(value, BaseModel):
-        return _plain(value.model_dump())
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    unknown_to_json = isinstance(value, float) and not math.isfinite(value)
-    return value if isinstance(value, bool | int | float | None) and not unknown_to_json else str(value)
+def _plain(value: Any, no_number: Callable[[str], Any] = str) -> Any:
+    """`value` as JSON can hold it: paths and other objects become text, NaN and infinity what `no_number` makes."""
+    return json.loads(json.dumps(to_jsonable_python(value, fallback=_number_or_text)), parse_constant=no_number)
 
 
-def _seeds(parameters: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in parameters.items() if "seed" in key.lower()}
-
-
-def _records(table: pd.DataFrame) -> str:
-    records = table.astype(object).to_dict("records")
-    plain = [{key: _cell(value) for key, value in record.items()} for record in records]
-    return json.dumps(plain, indent=1) + "\n"
-
-
-def _cell(value: Any) -> Any:
-    if pd.api.types.is_scalar(value) and (pd.isna(value) or value in (math.inf, -math.inf)):
-        return None
-    return _plain(value)
+def _number_or_text(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else str(value)

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reptrans.errors import BadCheckpoint, BadValue, CannotWrite, suggest
-from reptrans.files import atomic, free_space, reason
+from reptrans.errors import BadCheckpoint, BadValue, suggest
+from reptrans.files import atomic, make_folder
 
 _SKELETON, _META, _DIGEST = "reptrans.skeleton", "reptrans.meta", "reptrans.digest"
 _SCALARS = (str, int, float, bool, type(None))
@@ -29,14 +29,14 @@ def save_tensors(path: str | Path, state: object, meta: dict | None = None) -> N
     path, tensors = Path(path), {}
     skeleton = _take_apart(state, "", tensors)
     described = {_SKELETON: json.dumps(skeleton), _META: json.dumps(meta or {})}
-    described[_DIGEST] = _digest(tensors, described)
+    described[_DIGEST] = digest_of(tensors, *described.values())
     make_folder(path.parent)
     with atomic(path) as temporary:
         save_file(tensors, temporary, metadata=described)
 
 
-def load_tensors(path: str | Path, device: str | torch.device = "cpu") -> tuple[object, dict]:
-    """What `save_tensors` was given: (state, meta), the tensors on `device`.
+def load_tensors(path: str | Path) -> tuple[object, dict]:
+    """What `save_tensors` was given: (state, meta), the tensors on the CPU.
 
     A safetensors file of other origin gives its tensors by name, and its metadata.
     Raises BadCheckpoint for a file that is missing, incomplete, damaged or of another format.
@@ -48,8 +48,12 @@ def load_tensors(path: str | Path, device: str | torch.device = "cpu") -> tuple[
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise incomplete(path) from error
-    _refuse_damage(path, tensors, described)
-    tensors = {name: value.to(device) for name, value in tensors.items()}
+    here = digest_of(tensors, described.get(_SKELETON), described.get(_META))
+    if (there := described.get(_DIGEST, here)) != here:
+        raise BadCheckpoint(
+            f"{path} is damaged: the digest of what was written is {there}, of what it holds now {here}. "
+            "Take it from a copy, or train or download it again."
+        )
     if _SKELETON not in described:
         return tensors, described
     try:
@@ -89,42 +93,24 @@ def incomplete(path: Path) -> BadCheckpoint:
     )
 
 
-def _refuse_damage(path: Path, tensors: dict[str, Tensor], described: dict[str, str]) -> None:
-    there = described.get(_DIGEST)
-    if there is not None and there != (here := _digest(tensors, described)):
-        raise BadCheckpoint(
-            f"{path} is damaged: the digest of what was written is {there}, of what it holds now {here}. "
-            "Take it from a copy, or train or download it again."
-        )
-
-
-def _digest(tensors: dict[str, Tensor], described: dict[str, str]) -> str:
-    return digest_of(tensors, described.get(_SKELETON), described.get(_META))
-
-
-def make_folder(folder: Path) -> None:
-    """Make `folder` and those above it; CannotWrite where the system refuses."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CannotWrite(
-            f"could not make the folder {folder}: {reason(error)} ({free_space(folder.parent)} free). "
-            "Free some space or choose another folder."
-        ) from error
-
-
 def _take_apart(node: object, name: str, tensors: dict[str, Tensor]) -> object:
     """The skeleton of `node`: scalars as they are, anything else as {kind: content}; tensors go into `tensors`."""
-    if isinstance(node, Tensor):
-        name = _unused(name or "tensor", tensors)
-        # A clone of its own: safetensors refuses tensors that share memory, and a view would drag its base along.
-        tensors[name] = node.detach().to("cpu", copy=True).contiguous()
-        return {"tensor": name}
-    if isinstance(node, dict):
-        return {"dict": [[_plain_key(key, name), _take_apart(node[key], _join(name, key), tensors)] for key in node]}
-    if isinstance(node, (list, tuple)):
-        kind = "list" if isinstance(node, list) else "tuple"
-        return {kind: [_take_apart(child, _join(name, i), tensors) for i, child in enumerate(node)]}
+    inner = f"{name}." if name else ""
+    match node:
+        case Tensor():
+            name = name or "tensor"
+            while name in tensors:  # {"a.b": x, "a": {"b": y}} has two of one dotted name
+                name += "~"
+            # A clone of its own: safetensors refuses tensors that share memory, and a view would drag its base along.
+            tensors[name] = node.detach().to("cpu", copy=True).contiguous()
+            return {"tensor": name}
+        case dict():
+            if odd := [key for key in node if type(key) not in _SCALARS]:
+                raise BadValue(f"cannot save {name or 'the state'}: its key {odd[0]!r} is not a string or a number.")
+            return {"dict": [[key, _take_apart(child, f"{inner}{key}", tensors)] for key, child in node.items()]}
+        case list() | tuple():
+            kind = "list" if isinstance(node, list) else "tuple"
+            return {kind: [_take_apart(child, f"{inner}{i}", tensors) for i, child in enumerate(node)]}
     if type(node) in _SCALARS:
         return node
     raise BadValue(
@@ -142,22 +128,3 @@ def _put_together(node: object, tensors: dict[str, Tensor]) -> object:
     if kind == "dict":
         return {key: _put_together(child, tensors) for key, child in content}
     return {"list": list, "tuple": tuple}[kind](_put_together(child, tensors) for child in content)
-
-
-def _plain_key(key: object, name: str) -> object:
-    if type(key) in _SCALARS:
-        return key
-    raise BadValue(f"cannot save {name or 'the state'}: its key {key!r} is not a string or a number.")
-
-
-def _join(name: str, key: object) -> str:
-    return f"{name}.{key}" if name else str(key)
-
-
-def _unused(name: str, taken: dict[str, Tensor]) -> str:
-    """`name`, or `name~2`, …: {"a.b": x, "a": {"b": y}} has two tensors of one dotted name."""
-    count, candidate = 1, name
-    while candidate in taken:
-        count += 1
-        candidate = f"{name}~{count}"
-    return candidate

@@ -165,5 +165,5 @@ def test_devices_that_are_not_there_are_refused_before_the_first_batch(monkeypat
     )
     for batch_size in (0, -1, 1.5, True, None):
         assert message(BadValue, Loader, **arguments, batch_size=batch_size) == (
-            f"batch_size is {batch_size!r}. It must be a whole number from 1."
+            f"batch_size is {batch_size!r}; it must be a whole number from 1 on."
         )

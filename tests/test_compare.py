@@ -1,6 +1,8 @@
 """All pairs of layers in one pass, against the plain functions of recorded activations."""
 
+import copy
 import math
+import sys
 
 import matplotlib
 import numpy as np
@@ -106,6 +108,55 @@ def test_a_network_with_itself():
     assert table.loc["0", "6"] == pytest.approx(table.loc["6", "0"])
 
 
+@pytest.mark.parametrize("how", ["pool", "pixels"])
+@pytest.mark.parametrize("name", ["debiased_cka", "pwcca", "minibatch_cka", "rsa", "linear_r2"])
+def test_a_network_with_itself_is_as_with_its_copy(name, how):
+    if how == "pixels" and MEASURES[name].needs != "moments":
+        return
+    tables = [compare(NETS[0], other, images(120).split(60), LAYERS_B, measure=name, fold=how)
+              for other in (NETS[0], copy.deepcopy(NETS[0]))]  # fmt: skip
+    pd.testing.assert_frame_equal(*tables, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kept", ["all", "some"])
+@pytest.mark.parametrize("name", ["rsa", "mutual_knn"])
+def test_layers_are_prepared_once(name, kept, monkeypatch):
+    function, prepared = MEASURES[name].function, []
+    plain = function.prepare
+    monkeypatch.setattr(function, "prepare", lambda *args, **options: prepared.append(1) or plain(*args, **options))
+    expected, once = compare(*NETS, images(40), LAYERS_A, LAYERS_B, name), len(prepared)
+    assert once == len(LAYERS_A) + len(LAYERS_B)
+    if kept == "some":  # what memory does not hold is prepared again, to the same values
+        monkeypatch.setattr(sys.modules["reptrans.similarity.compare"], "MOST_BYTES", 22_000)
+        assert compare(*NETS, images(40), LAYERS_A, LAYERS_B, name).equals(expected)
+        assert once < len(prepared) - once <= len(LAYERS_A) * (1 + len(LAYERS_B))
+
+
+def test_layers_of_one_tensor_are_kept_once(monkeypatch):
+    net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 40, 1), nn.ReLU()), nn.Conv2d(40, 2, 1))
+    module, x = sys.modules["reptrans.similarity.compare"], images()
+    # Two layers of 40 features, and their product; of four there would be more.
+    monkeypatch.setattr(module, "MOST_BYTES", 8 * (2 * 40**2 + 2 * 40 * 40 + 40**2))
+    table = compare(net, net, [x], ["0", "0.0", "0.1"], measure="linear_cka")
+    assert list(table.index) == list(table.columns) == ["0", "0.0", "0.1"]
+    assert table.loc["0"].tolist() == table.loc["0.1"].tolist() and table.loc["0", "0.1"] == pytest.approx(1)
+
+
+class Contiguous(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 1), nn.Identity()
+
+    def forward(self, x):
+        return self.second(self.first(x).contiguous())
+
+
+def test_one_tensor_for_some_images_only_is_refused():
+    x, net = images(), Contiguous()
+    with pytest.raises(BadData, match="some layers give one tensor for some images and not for others; compare them"):
+        compare(net, net, [x, x.to(memory_format=torch.channels_last)], ["first", "second"])
+
+
 def test_networks_are_left_as_they_were():
     nets = network(1).train(), network(2).eval()
     nets[0][1].eval()
@@ -191,8 +242,8 @@ def test_messages():
 
 
 def test_what_does_not_fit_is_refused_before_it_is_kept():
-    wide = nn.Sequential(nn.Conv2d(3, 200, 1), nn.ReLU())
-    with pytest.raises(BadValue, match=r"25600 features take 5 GiB, more than 2. .* measure='minibatch_cka'"):
+    wide = nn.Sequential(nn.Conv2d(3, 300, 1), nn.ReLU())
+    with pytest.raises(BadValue, match=r"19200 features take 5 GiB, more than 4. .* measure='minibatch_cka'"):
         compare(wide, wide, [images()], ["0"], fold="flatten")
 
 

@@ -17,7 +17,7 @@ from reptrans.experiments.similarity import (
     same_layers,
 )
 from reptrans.similarity import MEASURES
-from reptrans.stitching.frozen import subset
+from reptrans.stitching.frozen import rows_of
 
 SMALL = {"front_model": "cnn3_w4", "end_model": "cnn3_w4", "image_size": 0, "layers": "conv1,relu2,conv3", "seeds": 2,
          "measures": "debiased_cka,procrustes_angular", "images": 200, "train_epochs": 1}  # fmt: skip
@@ -124,8 +124,10 @@ def test_a_subset_has_as_many_of_each_class_as_there_are(counts, most, found):
     assert torch.bincount(labels[chosen], minlength=len(counts)).tolist() == list(found)
     if len(set(found)) == 1 and sum(counts) > most:
         assert torch.equal(chosen, limited(labels, found[0]))
-    images = torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8)
-    assert torch.equal(subset(Loader(Split(images, labels), mean=(0.0,), std=(1.0,)), most).labels, labels[chosen])
+    images = torch.arange(len(labels), dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 1, 1).contiguous()
+    loader = Loader(Split(images, labels), 2, mean=(0.0,), std=(1 / 255,))
+    (rows,) = rows_of((torch.nn.Identity(),), loader, most)
+    assert torch.equal(rows[:, 0].round().long(), chosen)
 
 
 def test_a_subset_of_yes_or_no_labels_is_the_first_images():

@@ -184,8 +184,8 @@ def test_activations_pass_as_they_are():
 @pytest.mark.parametrize(
     ("settings", "error", "text"),
     [
-        ({"batch_size": 0}, BadValue, "batch_size is 0. It must be a whole number from 1."),
-        ({"seed": -1}, BadValue, "seed is -1. It must be a whole number from 0."),
+        ({"batch_size": 0}, BadValue, "batch_size is 0; it must be a whole number from 1 on."),
+        ({"seed": -1}, BadValue, "seed is -1; it must be a whole number from 0 on."),
         (
             {"dtype": torch.int32},
             BadValue,
@@ -330,7 +330,9 @@ def test_limit_names_the_class_that_is_too_small():
     assert message(BadValue, raised) == "limit is 99, but class '4' has 98 images. Choose a smaller limit."
     with pytest.raises(BadValue) as raised:
         grey_split().limit(0)
-    assert message(BadValue, raised) == "limit is 0. It must be a whole number from 1: how many images of every class."
+    assert (
+        message(BadValue, raised) == "limit is 0; it must be a whole number from 1 on: how many images of every class."
+    )
 
 
 def test_split_needs_a_label_for_every_image():
@@ -476,10 +478,10 @@ def test_without_network_the_message_says_what_to_put_where(name, into, files, d
             "digits",
             {"image_size": 0},
             BadValue,
-            "image_size is 0. It must be a whole number of pixels from 1, or None.",
+            "image_size is 0; it must be a whole number of pixels from 1 on, or None.",
         ),
-        ("digits", {"split_seed": -1}, BadValue, "split_seed is -1. It must be a whole number from 0."),
-        ("digits", {"limit_seed": 1.5}, BadValue, "limit_seed is 1.5. It must be a whole number from 0."),
+        ("digits", {"split_seed": -1}, BadValue, "split_seed is -1; it must be a whole number from 0 on."),
+        ("digits", {"limit_seed": 1.5}, BadValue, "limit_seed is 1.5; it must be a whole number from 0 on."),
     ],
 )
 def test_wrong_requests_are_refused(name, settings, error, text):

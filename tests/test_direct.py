@@ -8,6 +8,7 @@ import torch
 
 from reptrans.errors import BadValue, ShapeMismatch, UnknownName
 from reptrans.similarity import Moments
+from reptrans.stitching import direct
 from reptrans.stitching.direct import (
     AffineMap,
     assignment,
@@ -180,6 +181,21 @@ def test_masked_least_squares_row_by_row(noisy):
     torch.testing.assert_close(found.weight[0, [0, 2]], least_squares(moments(x[:, [0, 2]], y[:, :1])).weight[0])
     torch.testing.assert_close(found.weight[2], least_squares(moments(x, y)).weight[2])
     assert found.bias[1].item() == pytest.approx(y[:, 1].mean().item())
+
+
+@pytest.mark.parametrize("at_once", [1, 40, 2**24])
+def test_rows_solved_together_are_rows_solved_alone(at_once, monkeypatch):
+    g = torch.Generator().manual_seed(2)
+    x, y = linear_data(torch.randn(12, 6, generator=g, dtype=torch.float64), 1.0, 0.5)
+    x[:, 3] = 0.25  # a dead channel, among the inputs of some rows and alone in the last
+    mask = torch.rand(12, 6, generator=g) < 0.5
+    mask[-1] = torch.arange(6) == 3
+    monkeypatch.setattr(direct, "_AT_ONCE", at_once)
+    found = masked(moments(x, y), mask)
+    for row in range(12):
+        alone = least_squares(moments(x[:, mask[row]], y[:, row : row + 1]))
+        torch.testing.assert_close(found.weight[row, mask[row]], alone.weight[0], rtol=1e-10, atol=1e-12)
+    assert (found.weight[~mask] == 0).all() and found.weight[:, 3].abs().max() < 1e-14
 
 
 def test_sparse_finds_the_inputs_that_matter():

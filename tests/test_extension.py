@@ -706,7 +706,7 @@ def hidden(**changes):
         ({"layers": []}, BadValue,
          "layers is empty; name one layer at least, one from the middle of the network, say."),
         ({"w_dis": -1}, BadValue, "w_dis is -1; it must be a number from 0 on."),
-        ({"depth": -1}, BadValue, "depth is -1; it must be a whole number from 0 (no approximator) on."),
+        ({"depth": -1}, BadValue, "depth is -1; it must be a whole number from 0 on; 0 is no approximator."),
         ({"kernel": 2, "depth": 1}, BadValue, "kernel is 2; it must be odd: 1, 3 or 5, say."),
         ({"mode": "reversal", "depth": 0}, BadValue,
          "depth is 0, but mode 'reversal' needs an approximator. Choose depth=1."),

@@ -118,10 +118,10 @@ def test_heatmap_shows_the_matrix():
 
 def test_weights_are_centred_at_zero():
     ax = weights(torch.tensor([[1.0, -3.0], [0.0, 2.0]])[:, :, None, None])
-    picture = ax.images[0]
+    picture = ax.collections[0]
     assert picture.get_clim() == (-3, 3)
     np.testing.assert_array_equal(picture.get_array(), [[1, -3], [0, 2]])
-    assert weights(np.zeros((2, 2))).images[0].get_clim() == (-1, 1)
+    assert weights(np.zeros((2, 2))).collections[0].get_clim() == (-1, 1)
 
 
 def test_what_cannot_be_drawn():

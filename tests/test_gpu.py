@@ -5,8 +5,6 @@ values that Python asks for come out as 1, and are counted, for a GPU would have
 can be run: nothing here says what a backward pass does.
 """
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -15,7 +13,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 
 from reptrans.data import Batch, load_dataset
 from reptrans.distillation import METHODS, Pair
-from reptrans.distillation.distill import StageObjective
+from reptrans.distillation.distill import resolve
 from reptrans.distillation.methods import efficient_detection, fd_gan, imitation
 from reptrans.extension import OUTPUT_LOSSES, Hidden, Lens, LensTraining, Outputs, ThroughLens, hidden_losses
 from reptrans.extension.hidden import MODES
@@ -133,19 +131,11 @@ def test_every_method_of_distillation(name, gpu, positions):
     method, built = METHODS[name](pair), {}
     student = student if method.prepare is None else method.prepare(student, teacher.net)
     for stage in method.stages:
-        objective = StageObjective(student, pair.teachers, _whole(stage), batch(), built, set())
-        objective.to(torch.device("cuda"), torch.float32)
-        gpu.reads = 0
-        terms, figures = objective(batch(), 0.5)
+        losses = resolve(stage, student, pair.teachers, batch(), built).to(torch.device("cuda"), torch.float32)
+        built, gpu.reads = losses.built, 0
+        terms, figures = losses(batch(), 0.5)
         assert all(value.device.type == "cuda" for value in (*terms.values(), *figures.values()))
         assert gpu.reads == 0, "every step would wait for the GPU"
-
-
-def _whole(stage):
-    """The stage over all parameters: which are reached only a backward pass can tell."""
-    changed = copy.copy(stage)
-    object.__setattr__(changed, "train", "all" if stage.train in ("reached", "new") else stage.train)
-    return changed
 
 
 @pytest.mark.parametrize("name", MEASURES)
@@ -203,7 +193,7 @@ def test_every_part_of_learned_transfer(gpu):
         AttentionTransfer(target, source, pairs, images),
         Answers(target, source, images),
     ]
-    terms, figures = Transfer(target, source, parts, example=images, classes=10)(batch())
+    terms, figures, _ = Transfer(target, source, parts, example=images, classes=10)(batch())
     assert {"cross_entropy", "matching", "attention", "answers"} == set(terms)
     assert all(value.device.type == "cuda" for value in (*terms.values(), *figures.values()))
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from reptrans.errors import BadValue, CannotCut, InPlaceChange, LayerNotFound
-from reptrans.layers import cuttable_layers, end, front, layer_table, multiply_adds, record
+from reptrans.layers import cuttable_layers, end, front, layer_table, record
 from reptrans.models import build
 
 OURS = ["lenet", "tiny10", "nbn_tiny10", "dense", "resnet20_w1", "resnet8", "resnet32_l2t", "wrn_16_1", "vgg8",
@@ -206,7 +206,6 @@ def test_layer_table_of_a_known_network():
         assert table.loc[name, "share"] == pytest.approx(work / sum(cost.values()))
     assert table["share"][list(cost)].sum() == pytest.approx(1.0)
     assert table.loc["relu8", "cut"] and not table.loc["fc", "cut"]
-    assert multiply_adds(net, images(n=1)) == sum(cost.values())
 
 
 def test_layer_table_leaves_batch_norm_statistics_alone():

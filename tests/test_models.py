@@ -320,8 +320,8 @@ OWN = (
         (
             {"name": "torchvision/resnet18", "weights": "default", "num_classes": 7},
             BadValue,
-            "The weights IMAGENET1K_V1 of torchvision/resnet18 have 1000 classes, num_classes is 7. Leave num_classes "
-            "out, or use weights=None for a fresh network of that many classes.",
+            "The weights IMAGENET1K_V1 of torchvision/resnet18 have num_classes=1000, not 7. Leave it out, or use "
+            "weights=None for fresh weights.",
         ),
         (
             {"name": "torchvision/resnet18", "weights": "IMAGENET1K_V9"},

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 from reptrans import similarity as s
 from reptrans.errors import BadData, BadValue, ShapeMismatch, UnknownName
-from reptrans.similarity import MEASURES, Grams, Moments, channel_blocks, neighbours, pair
+from reptrans.similarity import MEASURES, Grams, Moments, channel_blocks, checks, neighbours
 from reptrans.similarity.fold import blocks, places
+from reptrans.similarity.moments import PairMoments, Sums
 
 HERE = Path(__file__).parent / "reference"
 INPUTS = load_file(HERE / "similarity.safetensors")
@@ -187,38 +188,42 @@ def moments(x, y, size, debiased=True):
 def test_moments_give_what_the_function_gives(name, offset):
     x, y = (v + offset for v in inputs("XY"))
     expected = MEASURES[name].function(x, y).item()
-    one = moments(x, y, 30)
-    merged = moments(x[:90], y[:90], 40).merge(moments(x[90:], y[90:], 7))
-    for m in (one, merged, Moments(24, 32, debiased=True).merge(one)):
-        assert m.value(name).item() == pytest.approx(expected, rel=1e-10)
+    for size in (30, 7, 200):
+        assert moments(x, y, size).value(name).item() == pytest.approx(expected, rel=1e-10)
 
 
 def test_moments_of_several_layers_hold_each_pair():
     x, y = [normal(60, d, seed=d) for d in (3, 5)], [normal(60, d, seed=d) ** 3 for d in (4, 2, 6)]
-    joint = Moments([3, 5], [4, 2, 6], debiased=True)
-    for a, b in zip(torch.cat(x, 1).split(13), torch.cat(y, 1).split(13), strict=True):
-        joint.update(a, b)
+    sums = [[Sums(debiased=True) for _ in side] for side in (x, y)]
+    products = {(i, j): 0.0 for i in range(2) for j in range(3)}
+    for start in range(0, 60, 13):
+        z = [
+            [own.add(v[start : start + 13, :, None]) for own, v in zip(*side, strict=True)]
+            for side in zip(sums, (x, y), strict=True)
+        ]
+        products = {(i, j): seen + z[0][i] @ z[1][j].T for (i, j), seen in products.items()}
     for i, j in ((0, 0), (1, 2), (0, 1)):
         for name in ("debiased_cka", "linear_cka", "pwcca"):
             expected = MEASURES[name].function(x[i], y[j]).item()
-            assert joint.pair(i, j).value(name).item() == pytest.approx(expected, rel=1e-10)
+            pair = PairMoments(sums[0][i].own, sums[1][j].own, products[i, j])
+            assert pair.value(name).item() == pytest.approx(expected, rel=1e-10)
 
 
 def test_grams_of_unequal_batches_weigh_by_examples():
     x, y = inputs("XY")
     sizes = [20, 50, 130]
     hsic = torch.zeros(3, dtype=torch.float64)
-    grams = [Grams(), Grams()]
-    for k, (a, b) in enumerate(zip(x.split(sizes), y.split(sizes), strict=True)):
+    grams = Grams()
+    for a, b in zip(x.split(sizes), y.split(sizes), strict=True):
         n = len(a)
         u = [v @ v.T - torch.diag(v.square().sum(1)) for v in (a - a.mean(0), b - b.mean(0))]
         for place, (p, q) in enumerate(((u[0], u[1]), (u[0], u[0]), (u[1], u[1]))):  # Song et al. 2007, equation 5
             sum_form = (p * q).sum() + p.sum() * q.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (p.sum(0) @ q.sum(0))
             hsic[place] += n / 200 * sum_form / (n * (n - 3))
-        grams[k % 2].update(a, b)
+        grams.update(a, b)
     expected = hsic[0] / (hsic[1] * hsic[2]).sqrt()
-    assert grams[0].merge(grams[1]).value().item() == pytest.approx(expected.item(), rel=1e-12)
-    assert grams[0].count == 200
+    assert grams.value().item() == pytest.approx(expected.item(), rel=1e-12)
+    assert grams.count == 200
 
 
 def test_grams_of_all_examples_at_once_are_debiased_cka():
@@ -346,8 +351,6 @@ def test_messages():
         moments(x, y, 5).value("rsa")
     with pytest.raises(BadValue, match="Debiased CKA needs Moments"):
         moments(x, y, 5, debiased=False).value("debiased_cka")
-    with pytest.raises(BadValue, match="without debiased=True cannot be merged"):
-        moments(x, y, 5).merge(moments(x, y, 5, debiased=False))
     with pytest.raises(BadData, match="linear_cka needs at least 4 examples; given 3"):
         moments(x[:3], y[:3], 5).value("linear_cka")
     with pytest.raises(BadData, match="cca_mean needs more examples than features: 4 independent features"):
@@ -358,8 +361,6 @@ def test_messages():
         Grams().update(x * math.nan, y)
     with pytest.raises(BadValue, match="Grams give minibatch_cka; given 'rsa'"):
         Grams().update(x, y).value("rsa")
-    with pytest.raises(ShapeMismatch, match=r"of \(1, 1\) and of \(2, 1\) layers cannot be merged"):
-        Grams().merge(Grams(2))
     with pytest.raises(UnknownName, match="rsa knows no 'cosine'. Possible: correlation, euclidean, sqeuclidean"):
         s.rsa(x, y, "cosine")
     with pytest.raises(BadValue, match="k lies between 1 and the number of other examples, 19; given 20"):
@@ -503,7 +504,7 @@ def test_distances_of_too_many_examples_are_refused_at_once(name):
 
 
 def test_too_many_features_are_refused_before_their_products(monkeypatch):
-    monkeypatch.setattr(pair, "MOST_GIB", 1e-4)
+    monkeypatch.setattr(checks, "MOST_GIB", 1e-4)
     x = normal(10, 200)
     with pytest.raises(BadValue, match="the products of 200 and 200 features take 0 GiB, more than 0.0001. Pool the f"):
         s.procrustes_size_shape(x, x)

@@ -8,62 +8,15 @@ import sys
 import tomllib
 from pathlib import Path
 
+import floors
 import pytest
 import readme_table
 import yaml
+from floors import LEVEL, LEVELS, MODULE, ROOT, imported_units, unit_of
 
 import reptrans
 
-ROOT = Path(__file__).resolve().parent.parent
-MODULE = ROOT / "reptrans"
-MOST_LINES = 16_700
-
-# A file or folder of reptrans/ may import those of the lines above its own, never its neighbours. What two
-# neighbours both need moves up.
-LEVELS = (
-    "errors randomness",
-    "paths progress files",
-    "tensorfiles report",
-    "data models layers",
-    "figures training",
-    "similarity checkpoints attribution",
-    "matching",
-    "stitching distillation extension inputs merging l2t",
-    "detection reid",
-    "notebook",
-    "experiments",
-    "runs",
-    "sweeps",
-    "__main__",
-    "__init__",
-)
-LEVEL = {name: level for level, line in enumerate(LEVELS) for name in line.split()}
-
-
-def unit_of(path: Path) -> str:
-    """The file or folder directly below reptrans/ that holds `path`."""
-    return path.relative_to(MODULE).parts[0].removesuffix(".py")
-
-
-def imported_units(source: str, package: str = "reptrans") -> set[str]:
-    """Files and folders of reptrans/ that this source imports, wherever in it; `package` resolves relative imports."""
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = absolute(node, package)
-            # `from reptrans import x`: x is a module, or else a public name that `__init__` gathers.
-            found |= {f"reptrans.{alias.name}" for alias in node.names} if base == "reptrans" else {base}
-    found = {name.split(".")[1] if "." in name else "__init__" for name in found if name.split(".")[0] == "reptrans"}
-    return {name if name in LEVEL or (MODULE / name).is_dir() else "__init__" for name in found}
-
-
-def absolute(node: ast.ImportFrom, package: str) -> str:
-    """The module that a from-import names, written out."""
-    parts = package.split(".")
-    above = parts[: len(parts) - node.level + 1] if node.level else []
-    return ".".join([*above, *([node.module] if node.module else [])])
+MOST_LINES = 15_800
 
 
 def forbidden(unit: str, imported: set[str]) -> set[str]:
@@ -142,6 +95,12 @@ def test_conda_environment_has_no_list_of_its_own():
     wanted = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))["dependencies"]
     assert [entry for entry in wanted if isinstance(entry, dict)] == [{"pip": ["-e .[dev]"]}]
     assert [re.split("[=<>]", entry)[0] for entry in wanted if isinstance(entry, str)] == ["python", "pip"]
+
+
+def test_the_architecture_page_is_that_of_the_imports():
+    _, table, _ = floors.split_page(floors.PAGE.read_text("utf-8"))
+    assert table == floors.described(), "run `make readme`"
+    assert floors.PICTURE.read_text("utf-8") == floors.drawn(), "run `make readme`"
 
 
 def test_readme_table_is_that_of_the_notebook():

@@ -127,7 +127,7 @@ def test_a_missing_or_broken_tokenizer_is_refused(animals, tmp_path, monkeypatch
         (b"a\tx\nb", "line 2 of {path} is not a text, a tab and a class, as other lines are: 'b'."),
         (b"a\tx\n\nb\t", "line 3 of {path} is not a text, a tab and a class, as other lines are: 'b\\t'."),
         (b"\tx\nb\tx", "line 1 of {path} is not a text, a tab and a class, as other lines are: '\\tx'."),
-        (b"a\tx\nb\tx\nc\ty", "{path} has one line only of a class. A split into train and test needs two."),
+        (b"a\tx\nb\tx\nc\ty", "class 'y' has one line only, 'c' in {path}. A split into train and test needs two."),
         (
             b"\xff\xfe",
             "{path} cannot be read as UTF-8 text ('utf-8' codec can't decode byte 0xff in position 0: invalid start "
@@ -154,7 +154,7 @@ def test_what_is_for_images_is_refused(animals, data_folder):
         "load_dataset has no argument 'lenght'. Did you mean 'length'? Its arguments: root, limit, limit_seed, "
         "split_seed, image_size, normalise, channels, tokenizer, length"
     )
-    assert message(BadValue, name, length=0) == "length is 0. It must be a whole number of tokens from 1."
+    assert message(BadValue, name, length=0) == "length is 0; it must be a whole number of tokens from 1 on."
     assert message(BadData, "text:nowhere.txt") == (
         f"there is no file 'nowhere.txt', neither here nor in {data_folder}. Name a file of text: text:PATH."
     )

@@ -22,11 +22,11 @@ from reptrans.training import (
     evaluate,
     evaluating,
     fit,
-    learning_rate,
     pick_device,
     predict,
     train_classifier,
 )
+from reptrans.training.schedule import learning_rate_factor
 from reptrans.training.terms import Sums
 
 
@@ -194,7 +194,8 @@ def test_a_plan_refuses(given, message):
 
 
 def rates(plan, steps_per_epoch):
-    return [learning_rate(plan, step, steps_per_epoch) for step in range(plan.epochs * steps_per_epoch)]
+    steps = range(plan.epochs * steps_per_epoch)
+    return [plan.lr * learning_rate_factor(plan, step, steps_per_epoch) for step in steps]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from reptrans.data.loader import Loader
 from reptrans.data.split import Split
 from reptrans.data.streamed import Streamed
-from reptrans.errors import BadData, UnknownName, suggest
+from reptrans.errors import BadData, choose
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +26,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         for part, split in (("train", self.train), ("test", self.test)):
-            if wrong := _wrong_labels(split.labels, self.classes):
-                raise BadData(f"the {part} labels of {self.name} {wrong}")
+            _check_labels(f"the {part} labels of {self.name}", split.labels, self.classes)
 
     @property
     def num_classes(self) -> int:
@@ -54,10 +53,8 @@ class Dataset:
 
     def loader(self, part: str = "train", batch_size: int = 128, **settings) -> Loader:
         """A Loader of the "train" or "test" part with this set's mean and std; `settings` as for Loader."""
-        if part not in ("train", "test"):
-            raise UnknownName(f"a data set has no part {part!r}. {suggest(part, ['train', 'test'])}")
-        statistics = {"mean": self.mean, "std": self.std}
-        return Loader(getattr(self, part), batch_size, **(statistics | settings))
+        split = choose(part, {"train": self.train, "test": self.test}, "a data set has no part {}")
+        return Loader(split, batch_size, **({"mean": self.mean, "std": self.std} | settings))
 
 
 def measured_statistics(split: Split | Streamed) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -84,16 +81,16 @@ def measured_statistics(split: Split | Streamed) -> tuple[tuple[float, ...], tup
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _wrong_labels(labels: torch.Tensor, classes: tuple[str, ...]) -> str:
-    """What is wrong with labels (n,) or (n, k) of these classes; "" for nothing."""
+def _check_labels(who: str, labels: torch.Tensor, classes: tuple[str, ...]) -> None:
+    """Raise BadData for what are no labels (n,) or (n, k) of these classes."""
     if not len(labels):
-        return ""
+        return
     least, most = labels.min().item(), labels.max().item()
     if labels.ndim == 1 and most >= len(classes):
-        return f"hold {most}, but there are {len(classes)} classes, numbered from 0: {', '.join(classes[:12])}."
+        named = ", ".join(classes[:12])
+        raise BadData(f"{who} hold {most}, but there are {len(classes)} classes, numbered from 0: {named}.")
     if labels.ndim > 1 and (labels.shape[1:] != (len(classes),) or ((labels != 0) & (labels != 1)).any()):
-        return (
-            f"are {tuple(labels.shape)}, from {least} to {most}. They should say yes (1) or no (0) for each of the "
-            f"{len(classes)} classes."
+        raise BadData(
+            f"{who} are {tuple(labels.shape)}, from {least} to {most}. They should say yes (1) or no (0) for each of "
+            f"the {len(classes)} classes."
         )
-    return ""

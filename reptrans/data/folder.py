@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from reptrans.data.split import Split
+from reptrans.data.split import Split, a_fifth
 from reptrans.data.streamed import GREY, Streamed, decode, opened
 from reptrans.errors import BadCheckpoint, BadData, CannotWrite
 from reptrans.files import file_name
@@ -64,7 +64,7 @@ def load_folder(folder: Path, image_size: int | None, split_seed: int) -> Parts:
 def _two_parts(folder: Path, split_seed: int) -> tuple[Classes, Classes]:
     there = _part_folders(folder)
     if not there:
-        return _stratified(_class_files(folder), split_seed)
+        return a_fifth(_class_files(folder), split_seed, "image")
     if len(there) == 1:
         ((part, name),) = there.items()
         missing = "test" if part == "train" else "train"
@@ -101,8 +101,6 @@ def _part_folders(folder: Path) -> dict[str, str]:
 
 def _class_files(folder: Path) -> Classes:
     """The image files of each class folder, both sorted by name."""
-    if not folder.is_dir():
-        raise BadData(f"there is no folder {folder}. It should hold a folder of images for each class.")
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     classes = {name: _images(folder / name) for name in names}
     if not any(classes.values()):
@@ -121,19 +119,6 @@ def _images(folder: Path) -> list[Path]:
     """The image files in `folder` and below, sorted by name."""
     found = [os.path.join(top, name) for top, _, names in os.walk(folder) for name in names if not name.startswith(".")]
     return [Path(name) for name in sorted(found) if os.path.splitext(name)[1].lower() in SUFFIXES]
-
-
-def _stratified(classes: Classes, seed: int) -> tuple[Classes, Classes]:
-    """A fifth of every class, at least one image, for the test."""
-    generator, train, test = torch.Generator().manual_seed(seed), {}, {}
-    for name, files in classes.items():
-        if len(files) < 2:
-            raise BadData(f"class {name!r} has one image only, {files[0]}. A split into train and test needs two.")
-        order = torch.randperm(len(files), generator=generator).tolist()
-        few = set(order[: max(1, round(len(files) / 5))])
-        train[name] = [file for i, file in enumerate(files) if i not in few]
-        test[name] = [file for i, file in enumerate(files) if i in few]
-    return train, test
 
 
 def _flat(classes: Classes) -> list[Path]:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from reptrans.data.channels import averaged, repeated
 from reptrans.data.dataset import Dataset, measured_statistics
-from reptrans.data.folder import Parts, load_folder
+from reptrans.data.folder import load_folder
 from reptrans.data.resize import resized
 from reptrans.data.sources import SOURCES, STATISTICS, digits, from_torchvision
 from reptrans.data.split import Split
 from reptrans.data.text import TEXT_OPTIONS, TextDataset, load_text
-from reptrans.errors import BadData, BadValue, ShapeMismatch, UnknownName, suggest
+from reptrans.errors import BadData, BadValue, ShapeMismatch, check_whole, choose
 from reptrans.paths import data_root, expanded
 
 
@@ -73,7 +73,9 @@ def load_dataset(
         )
     if limit is not None:
         parts = replace(parts, train=parts.train.limit(limit, limit_seed, parts.classes))
-    parts = _resized(parts, image_size)
+    if isinstance(parts.train, Split):  # streamed images are made so when they are read
+        train, test = (replace(part, images=resized(part.images, image_size)) for part in (parts.train, parts.test))
+        parts = replace(parts, train=train, test=test)
     if repeat:
         parts = replace(parts, train=repeated(parts.train), test=repeated(parts.test))
     return Dataset(name, parts.train, parts.test, parts.classes, mean, std)
@@ -96,20 +98,18 @@ def _check(
     normalise: str | None,
     channels: int | None,
 ) -> None:
-    if not name.startswith(("folder:", "text:")) and name not in dataset_names():
-        possible = suggest(name, [*dataset_names(), "folder:PATH", "text:PATH"])
-        raise UnknownName(f"there is no data set {name!r}. {possible}")
+    if not name.startswith(("folder:", "text:")):
+        choose(name, [*dataset_names(), "folder:PATH", "text:PATH"], "there is no data set {}")
     if channels is not None and (type(channels) is not int or channels not in (0, 1, 3)):
         raise BadValue(
             f"channels is {channels!r}. Possible: 3 (grey is repeated), 1 (colours are averaged), 0 (as is)."
         )
-    if image_size is not None and (type(image_size) is not int or image_size < 1):
-        raise BadValue(f"image_size is {image_size!r}. It must be a whole number of pixels from 1, or None.")
-    for what, seed in (("split_seed", split_seed), ("limit_seed", limit_seed or 0)):
-        if type(seed) is not int or seed < 0:
-            raise BadValue(f"{what} is {seed!r}. It must be a whole number from 0.")
-    if normalise is not None and normalise not in STATISTICS:
-        raise UnknownName(f"there are no statistics of {normalise!r}. {suggest(normalise, STATISTICS)}")
+    if image_size is not None:
+        check_whole("image_size", image_size, 1, of=" of pixels", more=", or None.")
+    check_whole("split_seed", split_seed, 0)
+    check_whole("limit_seed", limit_seed or 0, 0)
+    if normalise is not None:
+        choose(normalise, STATISTICS, "there are no statistics of {}")
 
 
 def _found(path: str, root: Path) -> Path:
@@ -134,20 +134,11 @@ def _text(name: str, root: Path, limit: int | None, limit_seed: int | None, spli
 
 def _check_kind(name: str, images: dict, text: dict) -> None:
     """Refuses what is for images where `name` is text, the reverse, and what is for neither."""
+    options = ["root", "limit", "limit_seed", "split_seed", *images, *TEXT_OPTIONS]
     for what in text:
-        if what not in TEXT_OPTIONS:
-            options = ["root", "limit", "limit_seed", "split_seed", *images, *TEXT_OPTIONS]
-            raise BadValue(f"load_dataset has no argument {what!r}. {suggest(what, options, 'Its arguments')}")
+        choose(what, options, "load_dataset has no argument {}", BadValue, listed="Its arguments")
     is_text = name.startswith("text:")
     wrong = {key: value for key, value in (images if is_text else text).items() if value not in (None, 0)}
     for what, value in wrong.items():
         kinds = "images; {} is text" if is_text else "text:PATH; {} has images"
         raise BadValue(f"{what} is {value!r}, which is for {kinds.format(name)}. Leave {what} out.")
-
-
-def _resized(parts: Parts, image_size: int | None) -> Parts:
-    """Images in memory at `image_size`; streamed ones, and folders, are so already."""
-    if not isinstance(parts.train, Split):
-        return parts
-    train, test = (Split(resized(s.images, image_size), s.labels) for s in (parts.train, parts.test))
-    return replace(parts, train=train, test=test)

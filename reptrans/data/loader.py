@@ -10,7 +10,7 @@ from torch import Tensor
 from reptrans.data import augment as augmentation
 from reptrans.data.split import Split
 from reptrans.data.streamed import Streamed, read_ahead
-from reptrans.errors import BadValue, ShapeMismatch
+from reptrans.errors import BadValue, ShapeMismatch, check_whole
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -56,7 +56,10 @@ class Loader:
         self._kinds = augmentation.parse(augment)
         self.augment = ",".join(self._kinds) or "none"
         self.epoch = 0
-        self._check()
+        check_whole("batch_size", batch_size, 1)
+        check_whole("seed", seed, 0)
+        if dtype not in DTYPES:
+            raise BadValue(f"dtype is {dtype}. Possible: {', '.join(map(str, DTYPES))}.")
         self._check_split()
 
     def __len__(self) -> int:
@@ -90,22 +93,14 @@ class Loader:
     def _batches(self, epoch: int) -> Iterator[Batch]:
         size = self.split.shape[1:]
         draws = augmentation.Draws.of_epoch(self._kinds, len(self.split), size, self.seed, epoch, self.device)
-        images, labels = self._resident
-        parts = self.order(epoch).split(self.batch_size)[: len(self)]
-        for index, raw in self._raw(images, parts):
-            done = self._normalised(raw, draws.at(index))
+        (images, labels), order = self._resident, self.order(epoch)
+        # The order goes to the device once, and not batch by batch.
+        parts, there = (x.split(self.batch_size)[: len(self)] for x in (order, order.to(self.device)))
+        stored = read_ahead(self.split, parts) if images is None else (images.index_select(0, index) for index in there)
+        for index, raw in zip(there, stored, strict=True):
+            done = self._normalised(raw.to(self.device), draws.at(index))
             found = labels[index]
             yield Batch(done, found if found.ndim == 1 else found.to(self.dtype), index)
-
-    def _raw(self, images: Tensor | None, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """(positions, stored images) of each batch, both on the device."""
-        if images is None:
-            for index, raw in read_ahead(self.split, parts):
-                yield index.to(self.device), raw.to(self.device)
-        else:
-            for index in parts:
-                index = index.to(self.device)
-                yield index, images.index_select(0, index)
 
     def _normalised(self, raw: Tensor, draws: augmentation.Draws) -> Tensor:
         if raw.dtype != torch.uint8:
@@ -128,14 +123,6 @@ class Loader:
         """The whole split on the device; None for images that are streamed."""
         images = None if isinstance(self.split, Streamed) else self.split.images.to(self.device)
         return images, self.split.labels.to(self.device)
-
-    def _check(self) -> None:
-        if type(self.batch_size) is not int or self.batch_size < 1:
-            raise BadValue(f"batch_size is {self.batch_size!r}. It must be a whole number from 1.")
-        if type(self.seed) is not int or self.seed < 0:
-            raise BadValue(f"seed is {self.seed!r}. It must be a whole number from 0.")
-        if self.dtype not in DTYPES:
-            raise BadValue(f"dtype is {self.dtype}. Possible: {', '.join(map(str, DTYPES))}.")
 
     def _check_split(self) -> None:
         if isinstance(self.split, Split) and self.split.images.dtype != torch.uint8:

@@ -1,17 +1,29 @@
 """One part of a data set in memory: all images in one tensor, all labels in another."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from reptrans.errors import BadData, BadValue, ShapeMismatch
+from reptrans.errors import BadData, BadValue, ShapeMismatch, check_whole
+
+
+class Limited:
+    """What all parts of data sets have in common: labels, by which some examples of every class can be chosen."""
+
+    def limit(self, per_class: int, seed: int | None = None, classes: Sequence[str] = ()) -> "Limited":
+        """`per_class` examples of every class, in the part's order: the first ones, or a choice drawn from `seed`.
+
+        Of yes-or-no labels, where an example is in several classes, `per_class` examples in all. `classes` are names
+        for the message. Raises BadValue if a class has fewer.
+        """
+        return self.select(limited(self.labels, per_class, seed, classes))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Split:
+class Split(Limited):
     """Images (n, c, h, w) uint8 with labels (n,) int64, or (n, k) uint8 for k yes-or-no labels.
 
     Images may also be floats (n, …), for instance activations: a Loader then passes them on as they are.
@@ -41,9 +53,6 @@ class Split:
             raise BadData(
                 f"images are {self.images.dtype}. Give torch.uint8 from 0 to 255, or floats, which are not normalised."
             )
-        self._check_labels()
-
-    def _check_labels(self) -> None:
         if self.labels.ndim == 1 and self.labels.dtype != torch.int64:
             raise BadData(f"labels are {self.labels.dtype}. One class for each image is torch.int64: labels.long().")
         if self.labels.ndim == 1 and len(self.labels) and self.labels.min() < 0:
@@ -68,19 +77,10 @@ class Split:
         """The examples at `index` (int64 positions), in that order."""
         return Split(self.batch(index), self.labels[index.to(self.labels.device)])
 
-    def limit(self, per_class: int, seed: int | None = None, classes: Sequence[str] = ()) -> "Split":
-        """`per_class` examples of every class, in the split's order: the first ones, or a choice drawn from `seed`.
-
-        Of yes-or-no labels, where an example is in several classes, `per_class` examples in all. `classes` are names
-        for the message. Raises BadValue if a class has fewer.
-        """
-        return self.select(limited(self.labels, per_class, seed, classes))
-
 
 def limited(labels: Tensor, per_class: int, seed: int | None = None, classes: Sequence[str] = ()) -> Tensor:
-    """Ascending positions of `per_class` examples of every class; see `Split.limit`."""
-    if type(per_class) is not int or per_class < 1:
-        raise BadValue(f"limit is {per_class!r}. It must be a whole number from 1: how many images of every class.")
+    """Ascending positions of `per_class` examples of every class; see `Limited.limit`."""
+    check_whole("limit", per_class, 1, more=": how many images of every class.")
     labels = labels.cpu()
     kinds = torch.zeros(len(labels), dtype=torch.int64) if labels.ndim > 1 else labels
     generator = None if seed is None else torch.Generator().manual_seed(seed)
@@ -93,6 +93,23 @@ def limited(labels: Tensor, per_class: int, seed: int | None = None, classes: Se
         order = slice(None) if generator is None else torch.randperm(len(members), generator=generator)
         chosen.append(members[order][:per_class])
     return torch.cat(chosen).sort().values
+
+
+def a_fifth(classes: dict[str, list], seed: int, kind: str, shown: Callable = str) -> tuple[dict, dict]:
+    """(four fifths, one fifth) of every class's examples, in their order, by class: to train, and at least one to test.
+
+    Raises BadData for a class of one example; the message calls it `kind`, and names it as `shown` does.
+    """
+    generator, train, test = torch.Generator().manual_seed(seed), {}, {}
+    for name, members in classes.items():
+        if len(members) < 2:
+            only = f"class {name!r} has one {kind} only, {shown(members[0])}"
+            raise BadData(f"{only}. A split into train and test needs two.")
+        order = torch.randperm(len(members), generator=generator).tolist()
+        few = set(order[: max(1, round(len(members) / 5))])
+        train[name] = [member for i, member in enumerate(members) if i not in few]
+        test[name] = [member for i, member in enumerate(members) if i in few]
+    return train, test
 
 
 def balanced(labels: Tensor, most: int) -> Tensor:

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from reptrans.data.resize import resized_picture
-from reptrans.data.split import limited
+from reptrans.data.split import Limited
 from reptrans.errors import BadData
 from reptrans.progress import progress
 
@@ -24,48 +24,51 @@ THREADS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, eq=False)
-class Streamed:
+class Streamed(Limited):
     """A split whose images stay in `files` and are read batch by batch; otherwise with the face of Split.
 
     labels: (n,) int64 or (n, k) uint8; shape: (c, h, w) of every image as it is handed out; `resize`: whether images of
-    other sizes are resized (shorter side, then centre crop) or refused.
+    other sizes are resized (shorter side, then centre crop) or refused; `grey`: whether images in colour are handed out
+    in grey, the mean of their three channels.
     """
 
     files: tuple[Path, ...]
     labels: Tensor
     shape: tuple[int, int, int]
     resize: bool = False
+    grey: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
 
     def batch(self, index: Tensor) -> Tensor:
         """The images at `index`: uint8 (b, c, h, w). Raises BadData, naming the file, for one that cannot be read."""
-        return decode([self.files[i] for i in index.tolist()], self.shape, self.resize)
+        files = [self.files[i] for i in index.tolist()]
+        if self.grey:
+            return mean_of_channels(decode(files, (3, *self.shape[1:]), self.resize))
+        return decode(files, self.shape, self.resize)
 
     def select(self, index: Tensor) -> "Streamed":
         """The examples at `index` (int64 positions), in that order."""
         files = tuple(self.files[i] for i in index.tolist())
-        return Streamed(files, self.labels[index.to(self.labels.device)], self.shape, self.resize)
-
-    def limit(self, per_class: int, seed: int | None = None, classes: Sequence[str] = ()) -> "Streamed":
-        """As `Split.limit`."""
-        return self.select(limited(self.labels, per_class, seed, classes))
+        return replace(self, files=files, labels=self.labels[index.to(self.labels.device)])
 
 
-def read_ahead(split: Streamed, parts: Sequence[Tensor], most: int = 2) -> Iterator[tuple[Tensor, Tensor]]:
-    """(positions, images) for each of `parts`; up to `most` batches are read while the last one is in use."""
-    pool, waiting, parts = ThreadPoolExecutor(1), deque(), iter(parts)
+def mean_of_channels(images: Tensor) -> Tensor:
+    """uint8 images (n, 3, h, w) in grey, (n, 1, h, w), rounded to whole values."""
+    return images.float().mean(1, keepdim=True).round().to(torch.uint8)
+
+
+def read_ahead(split: Streamed, parts: Sequence[Tensor], most: int = 2) -> Iterator[Tensor]:
+    """The images at each of `parts`; up to `most` batches are read while the last one is in use."""
+    pool, waiting = ThreadPoolExecutor(1), deque()
     try:
-        while True:
-            for part in parts:
-                waiting.append((part, pool.submit(split.batch, part)))
-                if len(waiting) > most:
-                    break
-            if not waiting:
-                return
-            part, images = waiting.popleft()
-            yield part, images.result()
+        for part in parts:
+            waiting.append(pool.submit(split.batch, part))
+            if len(waiting) > most:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 

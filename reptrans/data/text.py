@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor
 
 from reptrans.data.folder import Parts
 from reptrans.data.loader import Batch, Loader
-from reptrans.data.split import limited
-from reptrans.errors import BadData, BadValue, NotAvailable, UnknownName, suggest
+from reptrans.data.split import Limited, a_fifth
+from reptrans.errors import BadData, BadValue, NotAvailable, check_whole, choose
 from reptrans.paths import expanded
 
 BYTES = 256  # ids 0 to 255 are the bytes of the text, this one is padding
@@ -18,7 +19,7 @@ TEXT_OPTIONS = ("tokenizer", "length")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Texts:
+class Texts(Limited):
     """Ids (n, longest) int64 filled up with padding, the number of tokens (n,) of each line, and labels (n,) int64."""
 
     ids: Tensor
@@ -46,10 +47,6 @@ class Texts:
     def select(self, index: Tensor) -> "Texts":
         """The lines at `index` (int64 positions), in that order."""
         return Texts(self.ids[index], self.lengths[index], self.labels[index])
-
-    def limit(self, per_class: int, seed: int | None = None, classes: tuple[str, ...] = ()) -> "Texts":
-        """As `Split.limit`."""
-        return self.select(limited(self.labels, per_class, seed, classes))
 
 
 class TextLoader(Loader):
@@ -90,9 +87,8 @@ class TextDataset:
 
     def loader(self, part: str = "train", batch_size: int = 128, **settings) -> TextLoader:
         """A TextLoader of the "train" or "test" part; `settings`: shuffle, seed, drop_last, device."""
-        if part not in ("train", "test"):
-            raise UnknownName(f"a data set has no part {part!r}. {suggest(part, ['train', 'test'])}")
-        return TextLoader(getattr(self, part), batch_size, mean=(), std=(), **settings)
+        lines = choose(part, {"train": self.train, "test": self.test}, "a data set has no part {}")
+        return TextLoader(lines, batch_size, mean=(), std=(), **settings)
 
     def __getattr__(self, name: str):
         if name in ("channels", "image_size", "mean", "std"):
@@ -113,8 +109,7 @@ def load_text(
     special tokens included; None: the bytes of the text. A line of more than `length` tokens is cut there.
     Raises BadData, BadValue, NotAvailable without tokenizers.
     """
-    if type(length) is not int or length < 1:
-        raise BadValue(f"length is {length!r}. It must be a whole number of tokens from 1.")
+    check_whole("length", length, 1, of=" of tokens")
     lines, labels, classes = _read(path)
     ids, padding, vocabulary = _bytes(lines, length) if tokenizer is None else _tokens(lines, Path(tokenizer), length)
     if not all(ids):
@@ -123,7 +118,9 @@ def load_text(
     for row, line in zip(padded, ids, strict=True):
         row[: len(line)] = torch.tensor(line)
     whole = Texts(padded, torch.tensor([len(line) for line in ids]), torch.tensor(labels))
-    train, test = _parts(whole.labels, split_seed, path)
+    numbered = {name: (whole.labels == k).nonzero().flatten().tolist() for k, name in enumerate(classes)}
+    parts = a_fifth(numbered, split_seed, "line", lambda i: f"{lines[i][:60]!r} in {path}")
+    train, test = (torch.tensor(sorted(chain.from_iterable(part.values()))) for part in parts)
     return Parts(whole.select(train), whole.select(test), classes), vocabulary
 
 
@@ -173,17 +170,3 @@ def _tokens(lines: list[str], place: Path, length: int) -> tuple[list[list[int]]
     found.no_padding()
     found.enable_truncation(length)
     return [line.ids for line in found.encode_batch(lines)], padding, max(found.get_vocab().values()) + 1
-
-
-def _parts(labels: Tensor, seed: int, path: Path) -> tuple[Tensor, Tensor]:
-    """Positions to train and to test, ascending: a fifth of every class, at least one line, is for the test."""
-    generator, test = torch.Generator().manual_seed(seed), []
-    for kind in labels.unique():
-        members = (labels == kind).nonzero().flatten()
-        if len(members) < 2:
-            raise BadData(f"{path} has one line only of a class. A split into train and test needs two.")
-        order = torch.randperm(len(members), generator=generator)
-        test.append(members[order[: max(1, round(len(members) / 5))]])
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    chosen[torch.cat(test)] = True
-    return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()

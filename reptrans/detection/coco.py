@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -36,21 +35,14 @@ def coco_scenes(folder: str | Path, annotations: str | Path | None = None) -> Sc
     found = [_boxes_of(data.coco.imgToAnns[info["id"]], info, number_of, path) for info in infos]
     boxes, labels = [pair[0] for pair in found], [pair[1] for pair in found]
     sizes = [(info["height"], info["width"]) for info in infos]
-    return Scenes(_Images(data), boxes, labels, tuple(category["name"] for category in categories), sizes)
+    return Scenes(data, boxes, labels, tuple(category["name"] for category in categories), sizes)
 
 
-class _Images(Sequence):
-    """The images of a CocoDetection as uint8 (3, h, w), read one at a time."""
-
-    def __init__(self, data: CocoDetection) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
+class _Images(CocoDetection):
+    """The images as uint8 (3, h, w), read one at a time."""
 
     def __getitem__(self, number: int) -> Tensor:
-        image, _ = self.data[number]
-        info = self.data.coco.imgs[self.data.ids[number]]
+        (image, _), info = super().__getitem__(number), self.coco.imgs[self.ids[number]]
         if image.size != (info["width"], info["height"]):
             raise BadData(
                 f"{info['file_name']} is {image.size[0]} wide and {image.size[1]} high, its annotation says "
@@ -70,10 +62,10 @@ def _annotations(folder: Path) -> Path:
     return found[0]
 
 
-def _read(folder: Path, path: Path) -> CocoDetection:
+def _read(folder: Path, path: Path) -> _Images:
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress
-            data = CocoDetection(str(folder), str(path))
+            data = _Images(str(folder), str(path))
     except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise BadData(
             f"{path} cannot be read as COCO's annotations ({type(error).__name__}: {error}): it must be JSON with "

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reptrans.errors import BadData, BadValue, ShapeMismatch
+from reptrans.errors import BadData, ShapeMismatch
+from reptrans.matching import whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +69,7 @@ class SceneLoader:
         self, split: Scenes, batch_size: int = 8, *, shuffle: bool = False, seed: int = 0,
         device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
     ):  # fmt: skip
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise BadValue(f"batch_size is {batch_size!r}; it must be a whole number from 1 on.")
+        whole(batch_size=batch_size)
         self.split, self.batch_size, self.shuffle, self.seed = split, batch_size, shuffle, seed
         self.device, self.dtype, self.epoch = torch.device(device), dtype, 0
 

@@ -8,11 +8,12 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from reptrans.errors import BadValue, UnknownName, suggest
+from reptrans.errors import BadValue, UnknownName, choose, suggest
 from reptrans.randomness import drawing
 
 _ANCHORS = (0.2, 0.3, 0.42)  # heights of the small detector's anchors, shares of the image's side
 _POOLED = 4
+_KNOWN = [name for name in list_models(module=zoo) if name.startswith("fasterrcnn")]
 
 
 def detector(name: str, classes: int, *, image_size: int = 64, seed: int = 0) -> FasterRCNN:
@@ -69,16 +70,11 @@ def _small(widths: tuple[int, int, int], classes: int, image_size: int) -> Faste
 def _widths(name: str) -> tuple[int, int, int]:
     kind, *widths = name.split("_")
     if kind != "small" or len(widths) != 3 or not all(w.isdecimal() and int(w) > 0 for w in widths):
-        options = ["small_8_16_16", "small_32_64_64", *(f"torchvision/{known}" for known in _known())]
+        options = ["small_8_16_16", "small_32_64_64", *(f"torchvision/{known}" for known in _KNOWN)]
         raise UnknownName(f"there is no detector {name!r}. {suggest(name, options)} (any three widths)")
     return tuple(int(width) for width in widths)
 
 
-def _known() -> list[str]:
-    return [name for name in list_models(module=zoo) if name.startswith("fasterrcnn")]
-
-
 def _from_torchvision(name: str, classes: int) -> FasterRCNN:
-    if name not in _known():
-        raise UnknownName(f"torchvision has no Faster R-CNN {name!r}. {suggest(name, _known())}")
+    choose(name, _KNOWN, "torchvision has no Faster R-CNN {}")
     return get_model(name, weights=None, weights_backbone=None, num_classes=classes + 1)

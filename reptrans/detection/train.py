@@ -88,10 +88,8 @@ def train_detector(
         return {"ap50": average_precision(student, test)} if due else {}
 
     with evaluating(*[teacher] * (teacher is not None)):
-        terms = _imitating(student, teacher, method, connectors) if isinstance(method, Imitation) else (
-            _efficient(student, teacher, method, connectors)
-        )  # fmt: skip
-        return fit(terms, modules, loader, plan, checkpoint=checkpoint, every_epoch=on_test, label=label)
+        objective = _objective(student, teacher, method, connectors)
+        return fit(objective, modules, loader, plan, checkpoint=checkpoint, every_epoch=on_test, label=label)
 
 
 def detection_terms(
@@ -119,36 +117,26 @@ def masks_of(net: FasterRCNN, images: ImageList, maps: dict[str, Tensor], target
     return [torch.stack(level) for level in zip(*masks, strict=True)]
 
 
-def _efficient(student, teacher, method: Efficient, connectors: nn.ModuleDict) -> Objective:
+def _objective(student, teacher, method: Imitation | Efficient, connectors: nn.ModuleDict) -> Objective:
     def objective(batch, progress):
         images, targets = student.transform(batch.images, batch.targets)
         view, choice = student_view(student, images, targets)
+        own = {name: connectors[name](level) for name, level in view.maps.items() if name in connectors}
         if method == PLAIN:
             return detection_terms(view, choice), {}
+        if isinstance(method, Imitation):
+            with torch.no_grad():
+                other = _places(backbone_maps(teacher, images))
+            masks = masks_of(student, images, view.maps, targets, method.psi)
+            loss = imitation_loss(_places(own), other, torch.cat([mask.flatten(1) for mask in masks], 1))
+            weight = method.weight if progress >= method.warmup else 0.0
+            return detection_terms(view, choice) | {"imitation": weight * loss}, {}
         other = teacher_view(teacher, images, choice)
         terms = detection_terms(view, choice, other, method)
-        if method.hint:
-            hints = [
-                hint_loss(connectors[name](own), other.maps[name]) / other.maps[name][0].numel()
-                for name, own in view.maps.items()
-            ]
+        if own:
+            hints = [hint_loss(level, other.maps[name]) / other.maps[name][0].numel() for name, level in own.items()]
             terms["hint"] = method.hint * sum(hints) / len(hints)
         return terms, {}
-
-    return objective
-
-
-def _imitating(student, teacher, method: Imitation, connectors: nn.ModuleDict) -> Objective:
-    def objective(batch, progress):
-        images, targets = student.transform(batch.images, batch.targets)
-        view, choice = student_view(student, images, targets)
-        with torch.no_grad():
-            other = backbone_maps(teacher, images)
-        own = {name: connectors[name](level) for name, level in view.maps.items()}
-        masks = masks_of(student, images, view.maps, targets, method.psi)
-        loss = imitation_loss(_places(own), _places(other), torch.cat([mask.flatten(1) for mask in masks], 1))
-        weight = method.weight if progress >= method.warmup else 0.0
-        return detection_terms(view, choice) | {"imitation": weight * loss}, {}
 
     return objective
 

@@ -12,6 +12,7 @@ from reptrans.distillation.cap import capped
 from reptrans.distillation.distill import distill, loaders
 from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.distillation.methods import METHODS
+from reptrans.moved import moved
 
 __all__ = [
     "METHODS",
@@ -24,3 +25,7 @@ __all__ = [
     "loaders",
     "map_agreement",
 ]
+
+
+def __getattr__(name: str) -> object:
+    return moved(__name__, name)

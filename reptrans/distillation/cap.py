@@ -2,10 +2,8 @@
 
 from dataclasses import replace
 
-from torch import nn
-
 from reptrans.data import Batch
-from reptrans.distillation.distill import StageObjective
+from reptrans.distillation.distill import Losses, resolve
 from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.matching import CrossEntropy, Match
 from reptrans.randomness import drawing
@@ -21,20 +19,23 @@ def capped(method: Method, pair: Pair, batch: Batch, share: float = 0.1) -> Meth
     stay as they are. The student is the pair's, as it is; connectors are new.
     """
     student = pair.student if method.prepare is None else method.prepare(pair.student, pair.teacher)
-    built: dict = {}
-    stages = [_capped(stage, student, pair, batch, built, share) for stage in method.stages]
+    built, stages = {}, []
+    for stage in method.stages:
+        with drawing(0):
+            losses = resolve(stage, student, pair.teachers, batch, built)
+        built = losses.built
+        stages.append(_capped(losses, batch, share))
     return replace(method, stages=stages)
 
 
-def _capped(stage: Stage, student: nn.Module, pair: Pair, batch: Batch, built: dict, share: float) -> Stage:
+def _capped(losses: Losses, batch: Batch, share: float) -> Stage:
+    stage = losses.stage
     scaled = [loss for loss in stage.matches if loss.student_taps != ("out",)]
     task = [loss for loss in stage.losses if isinstance(loss, CrossEntropy)]
-    with drawing(0):
-        objective = StageObjective(student, pair.teachers, stage, batch, built, set())
     if not scaled or not task:
         return stage
-    objective.to(batch.images.device, batch.images.dtype)
-    terms = dict(zip(stage.losses, objective.eval()(batch)[0].values(), strict=True))
+    losses.to(batch.images.device, batch.images.dtype)
+    terms = dict(zip(stage.losses, losses.eval()(batch)[0].values(), strict=True))
     matched = abs(sum(terms[loss].item() for loss in scaled))
     most = share * sum(terms[loss].item() for loss in task)
     if matched <= most:

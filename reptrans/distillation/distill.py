@@ -1,10 +1,12 @@
 """Train a student by a method: its stages one after another, each with `fit`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import torch
@@ -73,49 +75,34 @@ def distill(
     return student, rows[first + [column for column in rows if column not in first]]
 
 
-class StageObjective(nn.Module):
-    """The losses of one stage as an objective for `fit`, with the connectors they need.
+class Losses(nn.Module):
+    """The losses of one stage as an objective for `fit`, their recipes built: see `resolve`.
 
-    `parameters_to_train` are those that the stage moves, `moving_norms` the batch norms without parameters on which
-    its losses depend. In train mode, all other modules of the student stay in eval mode, as does the teacher's side
-    unless it is what is trained.
+    `built`: {recipe: its module}, also of the stages before. `moves`: what is trained, see `moving`; at first, all of
+    the student. In train mode all other modules of the student stay in eval mode, as does the teacher's side unless
+    connectors alone are trained.
     """
 
     def __init__(
-        self,
-        student: nn.Module,
-        teachers: Sequence[Teacher],
-        stage: Stage,
-        example: Batch,
-        built: dict[Learned, nn.Module],
-        moved: set[nn.Parameter | nn.Module],
+        self, stage: Stage, student: nn.Module, teachers: Sequence[Teacher], built: Mapping[Learned, nn.Module]
     ):
         super().__init__()
-        self.student, self.teachers, self.stage = student, teachers, stage
-        self.names = term_names(stage.losses)
-        self.student_taps = sorted({tap for m in stage.matches for tap in m.student_taps} | {"out"})
-        self._wanted = {m.who: set() for m in stage.matches}
-        for match in stage.matches:
-            self._wanted[match.who] |= set(match.teacher_taps)
-        values = self._values(example, eval_mode=True)
-        for match in stage.matches:
-            _build(match, values, teachers[match.who], built)
-        sides = [(m.teacher_transform, m.student_transform) for m in stage.matches]
-        self.of_teacher = _modules([t for t, _ in sides], built)
-        self.of_student = _modules([s for _, s in sides], built)
-        self._built = built
-        self.parameters_to_train = list(student.parameters())
-        self.moving_norms: set[nn.Module] = set()
-        self.parameters_to_train = self._chosen(example, moved)
+        self.stage, self.student, self.teachers, self.built = stage, student, teachers, built
+        self.names, self.moves = term_names(stage.losses), set(student.parameters())
 
-    def train(self, mode: bool = True) -> "StageObjective":
+        def modules(transforms: Iterable) -> nn.ModuleList:
+            return nn.ModuleList(dict.fromkeys(built[t] for t in transforms if isinstance(t, Learned)))
+
+        self.of_teacher = modules(match.teacher_transform for match in stage.matches)
+        self.of_student = modules(match.student_transform for match in stage.matches)
+
+    def train(self, mode: bool = True) -> "Losses":
         super().train(mode)
-        moving = set(self.parameters_to_train)
         for module in self.student.modules():
-            own = list(module.parameters(recurse=False))
+            own = set(module.parameters(recurse=False))
             # In a stage of the whole student, what has no parameters (dropout) trains as it always does.
-            still = not any(p in moving for p in own) and (own or self.stage.train != "all")
-            if still and module not in self.moving_norms:
+            free = not own and self.stage.train == "all"
+            if not (free or module in self.moves or own & self.moves):
                 module.training = False
         if self.stage.train != "connectors":
             self.of_teacher.eval()
@@ -123,65 +110,102 @@ class StageObjective(nn.Module):
 
     def forward(self, batch: Batch, progress: float = 0.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """({term: weight * value}, {"accuracy"}) of a batch, `progress` in [0, 1) being the share of the stage done."""
-        seen, taught = self._values(batch)
-        terms = {}
+        taught, seen = look(self.stage, self.student, self.teachers, batch)
         with torch.autocast(batch.images.device.type, enabled=False):
-            for name, loss in zip(self.names, self.stage.losses, strict=True):
-                weight = loss.weight_at(progress)
-                terms[name] = weight * self._value(loss, batch, seen, taught)
-        return terms, {"accuracy": accuracy(seen["out"].detach(), batch.labels)}
+            values = [loss.weight_at(progress) * self._value(loss, batch, taught, seen) for loss in self.stage.losses]
+        return dict(zip(self.names, values, strict=True)), {"accuracy": accuracy(seen["out"].detach(), batch.labels)}
 
-    def _value(self, loss: Match | CrossEntropy, batch: Batch, seen: dict, taught: dict) -> Tensor:
+    def module(self, transform: object) -> object:
+        """A recipe's module; any other transform itself."""
+        return self.built[transform] if isinstance(transform, Learned) else transform
+
+    def _value(self, loss: Match | CrossEntropy, batch: Batch, taught: dict, seen: dict) -> Tensor:
         if isinstance(loss, CrossEntropy):
             return loss.value(seen["out"], batch.labels)
         teacher, student = loss.values(taught[loss.who], seen)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage.train == "connectors"):
-            target = self._module(loss.teacher_transform)(*teacher)
-        return loss.distance(target, self._module(loss.student_transform)(*student))
+            target = self.module(loss.teacher_transform)(*teacher)
+        return loss.distance(target, self.module(loss.student_transform)(*student))
 
-    def _values(self, batch: Batch, eval_mode: bool = False) -> tuple[dict[str, Tensor], dict[int, dict[str, Tensor]]]:
-        """(the student's values at its taps, {which teacher: its values})."""
-        taught = {
-            who: self.teachers[who].values(batch, sorted(taps), self.stage.teacher)
-            for who, taps in self._wanted.items()
-        }
-        if eval_mode:
-            with evaluating(self.student):
-                return tapped(self.student, batch.images, batch.labels, self.student_taps), taught
-        return tapped(self.student, batch.images, batch.labels, self.student_taps), taught
 
-    def _module(self, transform: object):
-        return self._built[transform] if isinstance(transform, Learned) else transform
+def look(stage: Stage, student: nn.Module, teachers: Sequence[Teacher], batch: Batch) -> tuple[dict, dict]:
+    """({which teacher: {tap: its value}}, {tap: the student's value}) for all that a stage compares."""
+    taught = {who: teachers[who].values(batch, taps, stage.teacher) for who, taps in stage.teacher_taps.items()}
+    return taught, tapped(student, batch.images, batch.labels, stage.student_taps)
 
-    def _chosen(self, example: Batch, moved: set[nn.Parameter | nn.Module]) -> list[nn.Parameter]:
-        """The parameters that this stage moves; takes note of `moving_norms`."""
-        connectors = [*self.of_student.parameters()]
-        if self.stage.train == "connectors":
-            return connectors + [*self.of_teacher.parameters()]
-        own = [p for p in self.student.parameters() if p.requires_grad]
-        if self.stage.train != "all":
-            own, self.moving_norms = self._reached(example, own)
-        if self.stage.train == "new":
-            own, self.moving_norms = [p for p in own if p not in moved], self.moving_norms - moved
-        return own + connectors
 
-    def _reached(self, example: Batch, own: list[nn.Parameter]) -> tuple[list[nn.Parameter], set[nn.Module]]:
-        """Those of the parameters that the losses depend on, and the batch norms without any of their own."""
-        norms = [m for m in self.student.modules() if isinstance(m, _NormBase) and not list(m.parameters())]
-        outputs: dict[nn.Module, Tensor] = {}
-        hooks = [m.register_forward_hook(lambda norm, _, value: outputs.update({norm: value})) for m in norms]
-        try:
-            with evaluating(self):
-                total = sum(self(example)[0].values())
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if not own or not total.requires_grad:
-            return [], set()
-        outputs = {norm: value for norm, value in outputs.items() if value.requires_grad}
-        found = torch.autograd.grad(total, [*own, *outputs.values()], allow_unused=True)
-        reached = [what for what, g in zip([*own, *outputs], found, strict=True) if g is not None]
-        return [p for p in reached if isinstance(p, nn.Parameter)], {m for m in reached if isinstance(m, nn.Module)}
+def resolve(
+    stage: Stage, student: nn.Module, teachers: Sequence[Teacher], example: Batch,
+    built: Mapping[Learned, nn.Module] | None = None,
+) -> Losses:  # fmt: skip
+    """The stage's losses, with recipes made to modules by what `example` shows.
+
+    `built`: {recipe: its module} of earlier stages, for one recipe is one module in all of them.
+    """
+    with evaluating(student):
+        taught, seen = look(stage, student, teachers, example)
+    built = built or {}
+    for match in stage.matches:
+        built = _with_recipes_of(match, *match.values(taught[match.who], seen), teachers[match.who], built)
+    return Losses(stage, student, teachers, built)
+
+
+def moving(
+    losses: Losses, example: Batch, moved: Collection[nn.Parameter | nn.Module] = ()
+) -> list[nn.Parameter | nn.Module]:
+    """What the stage moves: parameters, and the student's batch norms that have none but count in its losses.
+
+    `moved`: what earlier stages did. "reached" is found by differentiating the losses of `example` once.
+    """
+    connectors = [*losses.of_student.parameters()]
+    if losses.stage.train == "connectors":
+        return connectors + [*losses.of_teacher.parameters()]
+    own = [p for p in losses.student.parameters() if p.requires_grad]
+    if losses.stage.train != "all":
+        own = _reached(losses, example, own)
+    if losses.stage.train == "new":
+        own = [part for part in own if part not in moved]
+    return own + connectors
+
+
+def _with_recipes_of(
+    match: Match, own: tuple[Tensor, ...], shown: tuple[Tensor, ...], teacher: Teacher, built: Mapping
+) -> dict[Learned, nn.Module]:
+    """`built` with the modules for the match's recipes, `own` and `shown` being the teacher's and student's values."""
+    built, target = dict(built), None
+
+    def over_all():
+        for found in teacher.over_all(match.teacher_taps):
+            yield tuple(found[tap] for tap in match.teacher_taps)
+
+    def made(transform: object) -> object:
+        if not isinstance(transform, Learned):
+            return transform
+        if transform not in built:
+            seen = Seen(tuple(x.detach() for x in shown), own, target, over_all, made)
+            built[transform] = transform.make(seen).to(own[0].device, own[0].dtype)
+        return built[transform]
+
+    ours = made(match.teacher_transform)
+    with torch.no_grad():
+        target = (ours.eval() if isinstance(ours, nn.Module) else ours)(*own)
+    made(match.student_transform)
+    return built
+
+
+def _reached(losses: Losses, example: Batch, own: list[nn.Parameter]) -> list[nn.Parameter | nn.Module]:
+    """Those of the parameters that the losses depend on, and the batch norms without any of their own."""
+    norms = [m for m in losses.student.modules() if isinstance(m, _NormBase) and not list(m.parameters())]
+    outputs: dict[nn.Module, Tensor] = {}
+    with ExitStack() as hooks, evaluating(losses):
+        for norm in norms:
+            hooks.enter_context(norm.register_forward_hook(lambda norm, _, value: outputs.update({norm: value})))
+        total = sum(losses(example)[0].values())
+    if not own or not total.requires_grad:
+        return []
+    outputs = {norm: value for norm, value in outputs.items() if value.requires_grad}
+    found = torch.autograd.grad(total, [*own, *outputs.values()], allow_unused=True)
+    return [part for part, g in zip([*own, *outputs], found, strict=True) if g is not None]
 
 
 def _one_round(student, teachers, method, loader, plan, looks, folder, label) -> "pd.DataFrame":
@@ -189,86 +213,46 @@ def _one_round(student, teachers, method, loader, plan, looks, folder, label) ->
     import pandas as pd
 
     built, moved, tables = {}, set(), []
-    example = _example(loader)
+    example = next(iter(loader.plain()))  # of two images at least, for connectors with batch norm are run on them
     for number, stage in enumerate(method.stages, start=1):
-        epochs = max(1, round(stage.share * plan.epochs))
-        its_plan = replace(plan, **{"epochs": epochs, **stage.plan})
+        its_plan = replace(plan, **{"epochs": max(1, round(stage.share * plan.epochs)), **stage.plan})
         with drawing(plan.seed + number):
             student.to(example.images.device, its_plan.dtype)
-            objective = StageObjective(student, teachers, stage, example, built, moved)
-        if not objective.parameters_to_train:
+            losses = resolve(stage, student, teachers, example, built)
+            moves = moving(losses, example, moved)
+        parameters = [part for part in moves if isinstance(part, nn.Parameter)]
+        if not parameters:
             raise BadValue(f"stage {number} of {method.name} has nothing to train; earlier stages trained it already.")
-        objective.to(example.images.device, its_plan.dtype)
+        losses.to(example.images.device, its_plan.dtype)
+        built, moved, losses.moves = losses.built, moved.union(moves), set(moves)
         saving = None if folder is None else folder / f"stage{number}.safetensors"
         rows = fit(
-            objective, objective, loader.over(loader.split), its_plan, parameters=objective.parameters_to_train,
-            checkpoint=saving, every_epoch=_looking(student, *looks, its_plan), label=label or method.name,
+            losses, losses, loader.over(loader.split), its_plan, parameters=parameters, checkpoint=saving,
+            every_epoch=_looking(student, *looks, its_plan), label=label or method.name,
         )  # fmt: skip
-        moved |= {p for p in student.parameters() if p in set(objective.parameters_to_train)} | objective.moving_norms
         tables.append(rows.assign(stage=number))
     return pd.concat(tables, ignore_index=True)
 
 
-def _build(match: Match, values: tuple[dict, dict], teacher: Teacher, built: dict) -> None:
-    """Make the modules that the match's recipes stand for, from example values."""
-    seen, taught = values
-    own, shown = match.values(taught[match.who], seen)
-
-    def over_all():
-        for found in teacher.over_all(match.teacher_taps):
-            yield tuple(found[tap] for tap in match.teacher_taps)
-
-    def made(transform: Learned) -> nn.Module:
-        if transform not in built:
-            known = Seen(
-                tuple(x.detach() for x in shown), own, target, teacher.net, match.teacher_taps, over_all, made
-            )  # fmt: skip
-            built[transform] = transform.make(known).to(own[0].device, own[0].dtype)
-        return built[transform]
-
-    target = None
-    for transform in (match.teacher_transform, match.student_transform):
-        module = made(transform) if isinstance(transform, Learned) else transform
-        if target is None:
-            with torch.no_grad():
-                target = module.eval()(*own) if isinstance(module, nn.Module) else module(*own)
-
-
-def _modules(transforms: Sequence[object], built: dict) -> nn.ModuleList:
-    return nn.ModuleList(dict.fromkeys(built[t] for t in transforms if isinstance(t, Learned)))
-
-
-def _example(loader: Loader) -> Batch:
-    """The first images in plain order: two at least, for connectors with batch norm are run on them."""
-    return next(iter(loader.plain()))
-
-
 def _looking(student: nn.Module, test: Loader | None, every: int, plan: Plan):
-    if test is None:
-        return None
+    def on_test(epoch: int) -> dict[str, float]:
+        due = epoch % every == 0 or epoch == plan.epochs
+        found = evaluate(student, test, plan) if due else {}
+        return {f"test_{name}": found.get(name, math.nan) for name in ("accuracy", "cross_entropy")}
 
-    def look(epoch: int) -> dict[str, float]:
-        if epoch % every and epoch != plan.epochs:
-            return {"test_accuracy": math.nan, "test_cross_entropy": math.nan}
-        found = evaluate(student, test, plan)
-        return {"test_accuracy": found["accuracy"], "test_cross_entropy": found["cross_entropy"]}
-
-    return look
+    return None if test is None else on_test
 
 
 def check_fit(student: nn.Module, teachers: Sequence[Teacher], method: Method, loader: Loader, plan: Plan) -> None:
+    """Raise BadValue for teachers, images and types that do not go together; layers are tried by `rehearse`."""
     matches = [match for stage in method.stages for match in stage.matches]
     needed = max((match.who for match in matches), default=-1) + 1
     if needed > len(teachers):
         raise BadValue(f"{method.name} needs {needed} teachers, but there are {len(teachers)}. Give more of them.")
     if method.rounds > 1 and needed > 1:
         raise BadValue(f"{method.name} has {needed} teachers, but after the first round there is one, the student.")
-    for match in matches:
-        if method.prepare is None:
-            check_taps(student, match.student_taps)
-        check_taps(teachers[match.who].net, match.teacher_taps)
-        if method.rounds > 1:
-            check_taps(student, match.teacher_taps)
+    if method.rounds > 1:
+        check_taps(student, [tap for match in matches for tap in match.teacher_taps])
     for teacher in teachers:
         if teacher.net is student:
             raise BadValue("the teacher is the student itself. Give a copy of it (copy.deepcopy) as the teacher.")
@@ -281,38 +265,27 @@ def check_fit(student: nn.Module, teachers: Sequence[Teacher], method: Method, l
     _check_types(teachers, loader, plan)
 
 
-class _First:
-    """The loader's first images and nothing else, as a Teacher wants to see a loader."""
-
-    augment = "of no interest"
-
-    def __init__(self, batch: Batch):
-        self.batch = batch
-
-    def plain(self) -> list[Batch]:
-        return [self.batch]
-
-
 def rehearse(student: nn.Module, teachers: Sequence[Teacher], method: Method, loader: Loader, plan: Plan) -> None:
     """Every stage's losses once, on a copy of the student and the first images; what does not fit is said by then."""
-    example, built = _example(loader), {}
+    example, built = next(iter(loader.plain())), {}
+    first = SimpleNamespace(augment="of no interest", plain=lambda: [example])
     with keeping_random_state(example.images.device), torch.no_grad():
         student = deepcopy(student).to(example.images.device, plan.dtype)
-        teachers = [Teacher(teacher.net, _First(example)) for teacher in teachers]
+        teachers = [Teacher(teacher.net, first) for teacher in teachers]
         for stage in method.stages:
-            _check_answers(student, teachers, stage, example)
-            objective = StageObjective(student, teachers, replace(stage, train="all"), example, built, set())
-            objective.to(example.images.device, plan.dtype).eval()(example)
+            losses = resolve(stage, student, teachers, example, built).to(example.images.device, plan.dtype).eval()
+            _check_answers(losses, example)
+            losses(example)
+            built = losses.built
 
 
-def _check_answers(student: nn.Module, teachers: Sequence[Teacher], stage: Stage, example: Batch) -> None:
+def _check_answers(losses: Losses, example: Batch) -> None:
     """Raise ShapeMismatch where answers are matched and there is not one for each class on both sides."""
-    for match in stage.matches:
+    taught, seen = look(losses.stage, losses.student, losses.teachers, example)
+    for match in losses.stage.matches:
         if match.teacher_taps != ("out",) or match.student_taps != ("out",):
             continue
-        with evaluating(student):
-            own = tapped(student, example.images, None, ["out"], keep_graph=False)["out"].shape[1:]
-        theirs = teachers[match.who].values(example, ["out"])["out"].shape[1:]
+        own, theirs = seen["out"].shape[1:], taught[match.who]["out"].shape[1:]
         if own != theirs:
             raise ShapeMismatch(
                 f"the teacher tells {theirs[-1]} classes apart and the student {own[-1]}, so {match.title!r} cannot "

@@ -6,10 +6,11 @@ from itertools import groupby
 
 from torch import Tensor, nn
 
-from reptrans.errors import BadValue, suggest
+from reptrans.errors import BadValue, choose
 from reptrans.matching import CrossEntropy, Match, Positions, Teacher, label, positions
 
-TRAIN = ("all", "reached", "new", "connectors")
+# What may move, and how the table of methods says it.
+TRAIN = {"all": "student", "reached": "layers reached", "new": "next layers", "connectors": "connector"}
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,7 @@ class Stage:
     plan: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.train not in TRAIN:
-            raise BadValue(f"train is {self.train!r}. {suggest(self.train, TRAIN)}")
+        choose(self.train, TRAIN, "train is {}", BadValue)
         if not 0 < self.share <= 1:
             raise BadValue(f"share is {self.share!r}; it is a share of the epochs, above 0 and at most 1.")
 
@@ -39,10 +39,21 @@ class Stage:
     def matches(self) -> list[Match]:
         return [loss for loss in self.losses if isinstance(loss, Match)]
 
+    @property
+    def student_taps(self) -> list[str]:
+        return sorted({tap for match in self.matches for tap in match.student_taps} | {"out"})
+
+    @property
+    def teacher_taps(self) -> dict[int, list[str]]:
+        """By teacher."""
+        return {
+            who: sorted({tap for match in self.matches if match.who == who for tap in match.teacher_taps})
+            for who in dict.fromkeys(match.who for match in self.matches)
+        }
+
     def __str__(self) -> str:
         what = [label(loss.distance) if isinstance(loss, Match) else "cross-entropy" for loss in self.losses]
-        moved = {"all": "student", "reached": "layers reached", "new": "next layers", "connectors": "connector"}
-        return f"{' + '.join(dict.fromkeys(what))} ({moved[self.train]})"
+        return f"{' + '.join(dict.fromkeys(what))} ({TRAIN[self.train]})"
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from reptrans.data import Dataset
 from reptrans.distillation import METHODS, Method, Pair, capped, distill, loaders
 from reptrans.errors import BadValue, UnknownName, suggest
 from reptrans.experiments.autoencoding import AutoencodingRun, autoencode
-from reptrans.experiments.distillation import DistillationRun, make_method, read_options
+from reptrans.experiments.distillation import DistillationRun, Options, make_method
 from reptrans.experiments.l2t import L2TRun, train_one
-from reptrans.experiments.parameters import DatasetParameters
+from reptrans.experiments.parameters import DatasetParameters, Names, piece
 from reptrans.experiments.similarity import SimilarityRun, each_pair, rehearse, same_layers
 from reptrans.experiments.stitching import StitchingRun, layer_pairs, network_pairs, stitch_networks
 from reptrans.l2t import Matching
@@ -23,9 +23,8 @@ from reptrans.l2t.subsets import smaller
 from reptrans.layers import cuttable_layers
 from reptrans.matching import Positions, Teacher
 from reptrans.models import build
-from reptrans.notebook import Parameters, listed, names, some_names
-from reptrans.tensorfiles import load_tensors, save_tensors
-from reptrans.training import pick_device
+from reptrans.notebook import Parameters, listed, names
+from reptrans.tensorfiles import save_tensors
 
 _Run = TypeVar("_Run", bound=Parameters)
 
@@ -47,9 +46,9 @@ class AtlasRun(SimilarityRun):
     measures: str = "debiased_cka,cca_mean,linear_r2,procrustes_angular,rsa"
     test_images: int = Field(0, ge=0)
     student: str = "cnn3_w4"
-    student_layers: str = "relu1,relu2,relu3"
+    student_layers: Names = "relu1,relu2,relu3"
     method: str = "sp"
-    options: str = ""
+    options: Options = ""
     labelled: int = Field(5, ge=1)
     student_epochs: int = Field(40, ge=1)
     batch_size: int = Field(25, ge=2)
@@ -62,18 +61,6 @@ class AtlasRun(SimilarityRun):
         if name not in METHODS:
             raise UnknownName(f"there is no method {name!r}. {suggest(name, METHODS)}")
         return name
-
-    @field_validator("student_layers")
-    @classmethod
-    def _are_some_layers(cls, text: str) -> str:
-        some_names(text)
-        return text
-
-    @field_validator("options")
-    @classmethod
-    def _can_be_read(cls, text: str) -> str:
-        read_options(text)
-        return text
 
     def stitching(self, layer: str) -> StitchingRun:
         """The same pairs, to be stitched at `layer`; see `SimilarityRun.stitching`."""
@@ -137,14 +124,18 @@ def atlas(p: AtlasRun, dataset: Dataset, keep: Keep) -> pd.DataFrame:
     layers = check(p, dataset)
     scored = smaller(dataset, test=p.test_images)
     p = _as_files(p.model_copy(update={"layers": listed(layers)}), dataset, keep)
-    tables = [_once(keep("cheap"), _cheap, p, dataset)]
+
+    def once(name: str, make: Callable[..., pd.DataFrame], *given) -> pd.DataFrame:
+        return pd.DataFrame(piece(keep(f"{name}.safetensors"), lambda: make(*given).to_dict("records")))
+
+    tables = [once("cheap", _cheap, p, dataset)]
     tables += [_stitched(way, turned, layers, scored, keep) for way, turned in (("A→B", p), ("B→A", p.turned()))]
     for (seed, net, *_), weights in zip(each_pair(p, dataset), names(p.front_checkpoint), strict=True):
         pair = (p, net, _few(p, scored, seed), seed, layers)
         found = {
-            "distillation gain": _once(keep(f"gains-s{seed}"), _gains, *pair, keep(f"students-s{seed}")),
-            "image kept": _once(keep(f"images-s{seed}"), _kept, p.autoencoding(weights, layers, len(dataset.test))),
-            "pair weight": _once(keep(f"weights-s{seed}"), _pair_weights, *pair, keep(f"l2t-s{seed}")),
+            "distillation gain": once(f"gains-s{seed}", _gains, *pair, keep(f"students-s{seed}")),
+            "image kept": once(f"images-s{seed}", _kept, p.autoencoding(weights, layers, len(dataset.test))),
+            "pair weight": once(f"weights-s{seed}", _pair_weights, *pair, keep(f"l2t-s{seed}")),
         }
         tables += [table.assign(seed=seed, quantity=name) for name, table in found.items()]
     rows = pd.concat([tables[0], pd.concat(tables[1:]).assign(kind="expensive", alike="high")], ignore_index=True)
@@ -207,7 +198,7 @@ class _Lesson:
 
     def __init__(self, p: AtlasRun, net: nn.Module, few: Dataset, seed: int):
         self.p, self.few, self.seed, self.settings = p, few, seed, p.distillation()
-        self.plan, device = self.settings.plan(seed), pick_device(p.device)
+        self.plan, device = self.settings.plan(seed), p.place["device"]
         self.train, self.test = loaders(few, p.batch_size, seed, "none", device, self.plan.dtype)
         self.teacher = Teacher(net.to(device, self.plan.dtype), self.train)
 
@@ -263,11 +254,3 @@ def _few(p: AtlasRun, dataset: Dataset, seed: int) -> Dataset:
 
 def _only(layer: str) -> Positions:
     return Positions((layer,), (layer,), (layer,), (layer,), layer)
-
-
-def _once(path: Path, make: Callable[..., pd.DataFrame], *given) -> pd.DataFrame:
-    """The table at `path`, or else that of `make(*given)`, stored there."""
-    path = path.with_name(f"{path.name}.safetensors")
-    if not path.is_file():
-        save_tensors(path, make(*given).to_dict("records"))
-    return pd.DataFrame(load_tensors(path)[0])

@@ -9,13 +9,22 @@ from typing import Literal
 
 import pandas as pd
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
 from reptrans.checkpoints import load_network, trained
 from reptrans.data.sources import STATISTICS
 from reptrans.errors import BadValue, UnknownName, suggest
-from reptrans.experiments.parameters import DatasetParameters
+from reptrans.experiments.parameters import (
+    Count,
+    DatasetParameters,
+    NotNegative,
+    Place,
+    Positive,
+    Thousand,
+    Weight,
+    named,
+)
 from reptrans.inputs.image import Fourier, Pixels, noise
 from reptrans.inputs.measures import aligned_mse, blurred_to, cosine_to_others, triviality, uniqueness_spread
 from reptrans.inputs.networks import FastFront, as_built, calibrated, fast_front, ladder
@@ -26,13 +35,11 @@ from reptrans.inputs.prior import total_variation
 from reptrans.models import build
 from reptrans.notebook import names, once, some_names
 from reptrans.progress import progress
-from reptrans.training import pick_device
-from reptrans.training.schedule import PRECISIONS
 
 REGIMES = ("trained", "as built", "calibrated")
 
 
-class AutoencodingRun(DatasetParameters):
+class AutoencodingRun(Place, DatasetParameters):
     """A network, trained and not, the layers to be inverted, the images, and how the descent goes.
 
     `weights`: of the trained network: "dataset", trained here on the data set, once for each draw; "none", no trained
@@ -42,34 +49,24 @@ class AutoencodingRun(DatasetParameters):
     """
 
     model: str = "resnet8"
-    image_size: int = Field(16, ge=0)
+    image_size: NotNegative = 16
     weights: str = "dataset"
     pictures: str = "0,1,2,3"
     layers: str = "auto"
-    regimes: str = "trained,as built,calibrated"
-    draws: int = Field(3, ge=1, le=1000)
-    starts: int = Field(2, ge=1, le=1000)
-    steps: int = Field(200, ge=1)
-    lr: float = Field(0.05, gt=0)
-    variation: float = Field(0.1, ge=0)
+    regimes: named(lambda: REGIMES, "regime") = "trained,as built,calibrated"
+    draws: Thousand = 3
+    starts: Thousand = 2
+    steps: Count = 200
+    lr: Positive = 0.05
+    variation: Weight = 0.1
     form: Literal["pixels", "fourier"] = "pixels"
     distance: Literal["l1", "l2", "cosine"] = "l1"
-    shift: float = Field(0.04, gt=0)
-    dtype: Literal["float32", "float64", "bfloat16"] = "float64"
-    device: str = "auto"
+    shift: Positive = 0.04
 
     @field_validator("pictures", "layers", "regimes")
     @classmethod
     def _are_some(cls, text: str) -> str:
         once([int(name) if name.isdecimal() else name for name in some_names(text)])
-        return text
-
-    @field_validator("regimes")
-    @classmethod
-    def _are_known(cls, text: str) -> str:
-        for regime in names(text):
-            if regime not in REGIMES:
-                raise UnknownName(f"there is no regime {regime!r}. {suggest(regime, REGIMES)}")
         return text
 
     @model_validator(mode="after")
@@ -120,8 +117,7 @@ class _Bench:
     """What all inversions of a run share: the images, the starts, the noise, the networks."""
 
     def __init__(self, p: AutoencodingRun, folder: Path | None):
-        self.p, self.folder, self.device = p, folder, pick_device(p.device)
-        self.dtype = PRECISIONS[p.dtype]
+        self.p, self.folder, (self.device, self.dtype) = p, folder, p.place.values()
         self.precision = "bfloat16" if p.dtype == "bfloat16" else ""
         self.pictures = names(p.pictures)
         self.dataset = p.load() if p.weights == "dataset" or any(n.isdigit() for n in self.pictures) else None

@@ -1,19 +1,18 @@
 """The experiment of the training notebook: one network from several seeds, saved along the way."""
 
-from typing import Literal
-
 import pandas as pd
 from pydantic import Field, field_validator
 
-from reptrans.data import Dataset, load_dataset
+from reptrans.data import Dataset
+from reptrans.experiments.parameters import Count, DatasetParameters, NotNegative, Optimiser, Schedule, Trained, Weight
 from reptrans.files import file_name
 from reptrans.models import build
-from reptrans.notebook import Parameters, names, once, some_names
+from reptrans.notebook import names, once, some_names
 from reptrans.progress import progress
 from reptrans.training import Plan, train_classifier
 
 
-class ClassifierRun(Parameters):
+class ClassifierRun(Trained, DatasetParameters):
     """Every option of the stitching study's training script, under the names this project uses.
 
     `init_seeds`: seeds of the first weights, joined by commas. `batch_seed`: seed of order and augmentation, -1 for the
@@ -21,23 +20,14 @@ class ClassifierRun(Parameters):
     """
 
     model: str = "tiny10"
-    dataset: str = "digits"
-    image_size: int = Field(32, ge=0)
-    limit: int = Field(0, ge=0)
-    channels: Literal[0, 1, 3] = 0
-    epochs: int = Field(4, ge=1)
-    lr: float = Field(0.1, gt=0)
-    batch_size: int = Field(50, ge=1)
+    epochs: Count = 4
     init_seeds: str = "0,1"
     batch_seed: int = Field(-1, ge=-1)
-    weight_decay: float = Field(1e-4, ge=0)
-    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
-    schedule: Literal["steps", "one_cycle", "cosine", "constant"] = "one_cycle"
-    augment: str = "none"
-    save_frequency: int = Field(0, ge=0)
+    weight_decay: Weight = 1e-4
+    optimiser: Optimiser = "sgd"
+    schedule: Schedule = "one_cycle"
+    save_frequency: NotNegative = 0
     out_dir: str = ""
-    dtype: Literal["float32", "float64", "bfloat16"] = "float64"
-    device: str = "auto"
 
     @field_validator("init_seeds")
     @classmethod
@@ -47,17 +37,8 @@ class ClassifierRun(Parameters):
         once([int(seed) for seed in names(text)])
         return text
 
-    def load(self) -> Dataset:
-        """The data set that the parameters name."""
-        return load_dataset(
-            self.dataset, image_size=self.image_size or None, limit=self.limit or None, channels=self.channels or None
-        )
-
     def plan(self, seed: int) -> Plan:
-        return Plan(
-            epochs=self.epochs, lr=self.lr, weight_decay=self.weight_decay, optimiser=self.optimiser,
-            schedule=self.schedule, precision=self.dtype, portable=True, seed=seed,
-        )  # fmt: skip
+        return super().plan(seed, optimiser=self.optimiser)
 
 
 def train_networks(p: ClassifierRun, dataset: Dataset, run) -> pd.DataFrame:

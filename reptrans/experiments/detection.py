@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 from pydantic import Field, field_validator
@@ -14,12 +13,13 @@ from reptrans.detection.detectors import detector
 from reptrans.detection.digits import digit_scenes
 from reptrans.detection.train import METHODS, Efficient, Imitation, train_detector
 from reptrans.errors import BadData
-from reptrans.notebook import Parameters, names
+from reptrans.experiments.parameters import Count, Exact, NotNegative, Place, Positive, Weight
+from reptrans.notebook import names
 from reptrans.progress import progress
-from reptrans.training import Plan, pick_device
+from reptrans.training import Plan
 
 
-class DetectionRun(Parameters):
+class DetectionRun(Place):
     """Teacher, student, scenes, and how the one learns from the other.
 
     `dataset`: digits, or coco:PATH with the folders train and test in it, each in COCO's format. `classes`, `train`,
@@ -29,30 +29,29 @@ class DetectionRun(Parameters):
     in Imitation and Efficient. `look_every`: epochs between looks at the average precision.
     """
 
+    dtype: Exact = "auto"
     teacher: str = "small_32_64_64"
     student: str = "small_8_16_16"
     dataset: str = "digits"
     classes: str = "0147"
-    train: int = Field(400, ge=1)
-    limit: int = Field(200, ge=0)
-    test: int = Field(150, ge=1)
+    train: Count = 400
+    limit: NotNegative = 200
+    test: Count = 150
     image_size: int = Field(64, ge=32)
     methods: str = "plain,imitation,efficient"
     psi: float = Field(0.5, ge=0, lt=1)
-    imitation: float = Field(0.1, ge=0)
+    imitation: Weight = 0.1
     warmup: float = Field(0.05, ge=0, le=1)
     soft: float = Field(0.5, ge=0, le=1)
-    bounded: float = Field(0.5, ge=0)
-    hint: float = Field(0.5, ge=0)
-    margin: float = Field(0.01, ge=0)
-    seeds: int = Field(3, ge=1)
-    teacher_epochs: int = Field(12, ge=1)
-    epochs: int = Field(15, ge=1)
-    lr: float = Field(0.004, gt=0)
-    batch_size: int = Field(8, ge=1)
-    look_every: int = Field(3, ge=1)
-    dtype: Literal["float32", "float64"] = "float64"
-    device: str = "auto"
+    bounded: Weight = 0.5
+    hint: Weight = 0.5
+    margin: Weight = 0.01
+    seeds: Count = 3
+    teacher_epochs: Count = 12
+    epochs: Count = 15
+    lr: Positive = 0.004
+    batch_size: Count = 8
+    look_every: Count = 3
 
     @field_validator("methods")
     @classmethod
@@ -75,7 +74,7 @@ class DetectionRun(Parameters):
 
     def plan(self, seed: int, epochs: int) -> Plan:
         return Plan(
-            epochs=epochs, optimiser="adam", lr=self.lr, schedule="one_cycle", precision=self.dtype, portable=True,
+            epochs=epochs, optimiser="adam", lr=self.lr, schedule="one_cycle", precision=self.precision, portable=True,
             clip=5.0, seed=seed,
         )  # fmt: skip
 
@@ -119,5 +118,4 @@ def distil_detectors(
 
 
 def _loader(p: DetectionRun, scenes: Scenes, **settings) -> SceneLoader:
-    dtype = p.plan(0, 1).dtype
-    return scenes.loader(p.batch_size, device=pick_device(p.device), dtype=dtype, **settings)
+    return scenes.loader(p.batch_size, **p.place, **settings)

@@ -5,11 +5,11 @@ import inspect
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
 import pandas as pd
 import torch
-from pydantic import Field, TypeAdapter, ValidationError, field_validator
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from torch import nn
 
 from reptrans.checkpoints import load_network, trained
@@ -19,13 +19,22 @@ from reptrans.distillation.distill import check_fit, distill, loaders, rehearse
 from reptrans.distillation.method import Method, Pair
 from reptrans.distillation.methods import METHODS, efficient_detection, fd_gan, imitation
 from reptrans.errors import BadValue, UnknownName, suggest
-from reptrans.experiments.parameters import DatasetParameters
+from reptrans.experiments.parameters import (
+    Count,
+    DatasetParameters,
+    NotNegative,
+    Positive,
+    Thousand,
+    Trained,
+    Weight,
+    named,
+)
 from reptrans.matching import Positions, Teacher, positions
 from reptrans.models import build
-from reptrans.notebook import names, once, some_names
+from reptrans.notebook import names, once
 from reptrans.progress import progress
 from reptrans.similarity import compare
-from reptrans.training import Plan, pick_device
+from reptrans.training import Plan
 
 # Options that may be 0: weights, and what is added. All other numbers divide, or count something.
 _MAY_BE_0 = {"weight", "task", "alpha", "beta", "head", "distance", "angle", "scale", "margin", "seed"}
@@ -33,7 +42,15 @@ _LARGEST = 10**6  # no option is a number beyond it
 _FEW = 64  # images of a rehearsal, or a batch
 
 
-class DistillationRun(DatasetParameters):
+def _readable(text: str) -> str:
+    read_options(text)
+    return text
+
+
+Options = Annotated[str, AfterValidator(_readable)]
+
+
+class DistillationRun(Trained, DatasetParameters):
     """Teacher, student, and the methods that stand between them.
 
     `method`: names of METHODS joined by commas, or all; `options`: method.option=value joined by commas, as in
@@ -44,53 +61,33 @@ class DistillationRun(DatasetParameters):
     `look_every`: epochs between two looks at all test images.
     """
 
-    image_size: int = Field(0, ge=0)
-    method: str = "plain,kd,fitnets,at,nst,pkt,ofd,ab,fsp"
-    options: str = ""
+    image_size: NotNegative = 0
+    method: named(lambda: METHODS, "method") = "plain,kd,fitnets,at,nst,pkt,ofd,ab,fsp"
+    options: Options = ""
     teacher: str = "cnn3_w16"
     student: str = "cnn3_w2"
     teacher_checkpoint: str = ""
-    teachers: int = Field(1, ge=1, le=1000)
-    teacher_epochs: int = Field(15, ge=1)
+    teachers: Thousand = 1
+    teacher_epochs: Count = 15
     teacher_augment: str = "none"
-    labelled: int = Field(20, ge=0)
-    seeds: int = Field(5, ge=1, le=1000)
-    epochs: int = Field(60, ge=1)
-    lr: float = Field(0.05, gt=0)
+    labelled: NotNegative = 20
+    seeds: Thousand = 5
+    epochs: Count = 60
+    lr: Positive = 0.05
     batch_size: int = Field(50, ge=2)
-    weight_decay: float = Field(5e-4, ge=0)
-    schedule: Literal["steps", "one_cycle", "cosine", "constant"] = "cosine"
-    clip: float = Field(1.0, ge=0)
-    cap: float = Field(0.1, ge=0)
-    augment: str = "none"
+    clip: Weight = 1.0
+    cap: Weight = 0.1
     images: int = Field(500, ge=4)
-    look_every: int = Field(1, ge=1)
-    dtype: Literal["float32", "float64", "bfloat16"] = "float64"
-    device: str = "auto"
-
-    @field_validator("method")
-    @classmethod
-    def _are_known(cls, text: str) -> str:
-        some_names(text, METHODS)
-        return text
-
-    @field_validator("options")
-    @classmethod
-    def _can_be_read(cls, text: str) -> str:
-        read_options(text)
-        return text
+    look_every: Count = 1
 
     def plan(self, seed: int) -> Plan:
         """How the students are trained."""
-        return Plan(
-            epochs=self.epochs, lr=self.lr, weight_decay=self.weight_decay, schedule=self.schedule,
-            precision=self.dtype, portable=True, clip=self.clip or None, seed=seed,
-        )  # fmt: skip
+        return super().plan(seed, clip=self.clip or None)
 
     def teacher_recipe(self) -> dict:
         """How teachers are trained: on all their images, in one cycle."""
         plan = Plan(epochs=self.teacher_epochs, lr=0.1, weight_decay=self.weight_decay, schedule="one_cycle",
-                    precision=self.dtype, portable=True)  # fmt: skip
+                    precision=self.precision, portable=True)  # fmt: skip
         return {"plan": plan, "batch_size": self.batch_size, "augment": self.teacher_augment}
 
 
@@ -197,7 +194,7 @@ class _Bench:
     """One seed: its teachers, images and first student. For a rehearsal teachers are not trained, and images few."""
 
     def __init__(self, p: DistillationRun, dataset: Dataset, seed: int, rehearsal: bool = False):
-        self.p, self.dataset, self.seed, self.device = p, dataset, seed, pick_device(p.device)
+        self.p, self.dataset, self.seed, self.device = p, dataset, seed, p.place["device"]
         self.rehearsal = rehearsal
         train = dataset.train.limit(p.labelled, seed, dataset.classes) if p.labelled else dataset.train
         train = train.select(torch.arange(min(max(_FEW, p.batch_size), len(train)))) if rehearsal else train

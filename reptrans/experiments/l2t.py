@@ -18,7 +18,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from reptrans.checkpoints import fingerprint, load_network, read_weights, trained
 from reptrans.data import Dataset
 from reptrans.errors import BadValue
-from reptrans.experiments.parameters import DatasetParameters
+from reptrans.experiments.parameters import (
+    Count,
+    DatasetParameters,
+    Names,
+    NotNegative,
+    Positive,
+    Thousand,
+    Trained,
+    Weight,
+)
 from reptrans.l2t.baselines import METHODS, Answers, AttentionTransfer, Method, start_from
 from reptrans.l2t.matching import Matching, look
 from reptrans.l2t.pairs import Pair
@@ -26,13 +35,13 @@ from reptrans.l2t.subsets import of_classes, smaller
 from reptrans.l2t.transfer import Meta, Transfer
 from reptrans.l2t.weights import ACTIVATIONS
 from reptrans.models import build, from_l2t
-from reptrans.notebook import names, some_names
+from reptrans.notebook import names
 from reptrans.progress import progress
 from reptrans.randomness import drawing
-from reptrans.training import Plan, evaluate, evaluating, fit, pick_device
+from reptrans.training import Plan, evaluate, evaluating, fit
 
 
-class L2TRun(DatasetParameters):
+class L2TRun(Trained, DatasetParameters):
     """A source, a target task, the methods, and how both are trained.
 
     `source_classes`: the source learns so many classes of the data set, from all their images, and the target the
@@ -42,35 +51,30 @@ class L2TRun(DatasetParameters):
     for all.
     """
 
-    image_size: int = Field(0, ge=0)
-    limit: int = Field(5, ge=0)
+    image_size: NotNegative = 0
+    limit: NotNegative = 5
     source_classes: int = Field(5, ge=2)
     source_model: str = "cnn3_w8"
     source_weights: str = ""
-    source_layers: str = "relu1,relu2,relu3"
+    source_layers: Names = "relu1,relu2,relu3"
     model: str = "cnn3_w8"
-    target_layers: str = "relu1,relu2,relu3"
+    target_layers: Names = "relu1,relu2,relu3"
     methods: str = "all"
-    seeds: int = Field(3, ge=1, le=1000)
-    epochs: int = Field(80, ge=1)
-    lr: float = Field(0.1, gt=0)
-    batch_size: int = Field(25, ge=1)
-    weight_decay: float = Field(1e-4, ge=0)
-    schedule: Literal["steps", "one_cycle", "cosine", "constant"] = "cosine"
-    augment: str = "none"
-    beta: float = Field(0.5, ge=0)
-    attention_weight: float = Field(1.0, ge=0)
-    answers_weight: float = Field(1.0, ge=0)
+    seeds: Thousand = 3
+    epochs: Count = 80
+    batch_size: Count = 25
+    weight_decay: Weight = 1e-4
+    beta: Weight = 0.5
+    attention_weight: Weight = 1.0
+    answers_weight: Weight = 1.0
     T: int = Field(2, ge=0, le=1000)
-    every: int = Field(1, ge=1)
-    warmup: int = Field(8, ge=0)
-    meta_lr: float = Field(3e-3, gt=0)
+    every: Count = 1
+    warmup: NotNegative = 8
+    meta_lr: Positive = 3e-3
     order: Literal["second", "first"] = "second"
     activation: Literal[ACTIVATIONS] = "relu6"
     like: Literal["", "authors"] = ""
-    test_images: int = Field(0, ge=0)
-    dtype: Literal["float32", "float64", "bfloat16"] = "float64"
-    device: str = "auto"
+    test_images: NotNegative = 0
 
     @field_validator("methods")
     @classmethod
@@ -80,22 +84,8 @@ class L2TRun(DatasetParameters):
                 raise BadValue(f"{needed} is missing, with which the notebook compares the others")
         return text
 
-    @field_validator("source_layers", "target_layers")
-    @classmethod
-    def _are_some(cls, text: str) -> str:
-        some_names(text)
-        return text
-
     def plan(self, seed: int) -> Plan:
-        return Plan(
-            epochs=self.epochs, lr=self.lr, nesterov=False, weight_decay=self.weight_decay, schedule=self.schedule,
-            precision=self.dtype, portable=True, seed=seed,
-        )  # fmt: skip
-
-    @property
-    def place(self) -> dict:
-        """Device and type of images and weights, as a Loader takes them."""
-        return {"device": pick_device(self.device), "dtype": self.plan(0).dtype}
+        return super().plan(seed, nesterov=False)
 
     def meta(self) -> Meta:
         return Meta(T=self.T, every=self.every, warmup=self.warmup, lr=self.meta_lr, order=self.order, portable=True)
@@ -227,13 +217,17 @@ def costs(p: L2TRun, source: nn.Module, dataset: Dataset) -> pd.DataFrame:
         target, transfer = transfer_of(at_once, METHODS[name], source, dataset, 0)
         optimiser = torch.optim.SGD(transfer.trained(), lr=1e-3, momentum=0.9)
 
-        def step(transfer=transfer, optimiser=optimiser) -> None:
-            sum(transfer(one)[0].values()).backward(inputs=transfer.trained())
+        kept = []
+
+        def step(transfer=transfer, optimiser=optimiser, kept=kept) -> None:
+            terms, _, due = transfer(one)
+            sum(terms.values()).backward(inputs=transfer.trained())
             optimiser.step()
+            kept.append(due)
 
         unit = _multiply_adds(lambda target=target: target(one.images))
         taken = {"step": _multiply_adds(step) / unit}
-        probe = _multiply_adds(lambda t=transfer, o=optimiser: t.after_step(one, o)) / unit
+        probe = _multiply_adds(lambda t=transfer, o=optimiser, due=kept[0]: t.after_step(one, o, due)) / unit
         found.append({"method": name} | taken | {"probe": probe})
     return pd.DataFrame(found)
 

@@ -1,17 +1,15 @@
 """The experiment of the merging notebook: pairs of networks averaged, and students matched to teachers."""
 
 from dataclasses import replace
-from typing import Literal
 
 import pandas as pd
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from reptrans.checkpoints import load_network
 from reptrans.data import Dataset, Loader
 from reptrans.errors import BadValue
-from reptrans.experiments.parameters import TrainingParameters
+from reptrans.experiments.parameters import Count, NotNegative, Positive, Thousand, TrainingParameters, Weight
 from reptrans.merging.align import ALIGNMENTS, aligned
 from reptrans.merging.interpolate import barrier, path_rows
 from reptrans.merging.match import FAIR, SOURCE, Matching, match_models
@@ -20,7 +18,7 @@ from reptrans.models import build
 from reptrans.notebook import names, once, parts, some_names
 from reptrans.progress import progress
 from reptrans.similarity import compare
-from reptrans.training import Plan, pick_device
+from reptrans.training import Plan
 
 
 class MergingRun(TrainingParameters):
@@ -37,18 +35,16 @@ class MergingRun(TrainingParameters):
     teacher: str = "resnet8"
     checkpoints: str = ""
     teacher_checkpoints: str = ""
-    image_size: int = Field(0, ge=0)
-    pairs: int = Field(3, ge=1, le=1000)
-    train_epochs: int = Field(6, ge=1)
-    train_weight_decay: float = Field(5e-4, ge=0)
+    image_size: NotNegative = 0
+    pairs: Thousand = 3
+    train_epochs: Count = 6
+    train_weight_decay: Weight = 5e-4
     layers: str = "bn1:layer1,bn2:layer2,bn3:layer3"
     images: int = Field(300, ge=4)
-    test_images: int = Field(0, ge=0)
+    test_images: NotNegative = 0
     points: int = Field(11, ge=3, le=10_000)
-    fair_epochs: int = Field(30, ge=1)
-    fair_lr: float = Field(1e-3, gt=0)
-    dtype: Literal["float32", "float64", "bfloat16"] = "float64"
-    device: str = "auto"
+    fair_epochs: Count = 30
+    fair_lr: Positive = 1e-3
 
     def train_plan(self, seed: int) -> Plan:
         return replace(super().train_plan(seed), weight_decay=self.train_weight_decay)
@@ -87,8 +83,8 @@ def train_networks(p: MergingRun, dataset: Dataset) -> list[tuple[nn.Module, nn.
             )
     _rehearse(p, dataset, ours, theirs)
     return [
-        (*(_network(p, dataset, p.model, ours, i) for i in (2 * k, 2 * k + 1)),
-         _network(p, dataset, p.teacher, theirs, k, seed=2 * k))
+        (*(p.network(p.model, dataset, i, ours[i] if ours else "") for i in (2 * k, 2 * k + 1)),
+         p.network(p.teacher, dataset, 2 * k, theirs[k] if theirs else ""))
         for k in progress(range(p.pairs), "networks")
     ]  # fmt: skip
 
@@ -135,17 +131,17 @@ def match_pairs(p: MergingRun, dataset: Dataset, networks: list[tuple]) -> tuple
 
 def images_of(p: MergingRun, dataset: Dataset, part: str) -> Tensor:
     """`p.images` images of the split, a random choice, as the networks take them."""
-    loader = dataset.loader(part, p.images, shuffle=True, seed=0, **_place(p))
+    loader = dataset.loader(part, p.images, shuffle=True, seed=0, **p.place)
     return next(iter(loader)).images
 
 
 def _rehearse(p: MergingRun, dataset: Dataset, ours: list[str], theirs: list[str]) -> None:
     """Read all files, and align and compare untrained networks on a few images, before minutes go into training."""
     for model, files in ((p.model, ours), (p.teacher, theirs)):
-        for k in range(len(files)):
-            _network(p, dataset, model, files, k)
-    place = _place(p)
-    a, b, teacher = (_built(dataset, model).to(**place).eval() for model in (p.model, p.model, p.teacher))
+        for file in files:
+            p.network(model, dataset, 0, file)
+    place = p.place
+    a, b, teacher = (build(model, **dataset.form).to(**place).eval() for model in (p.model, p.model, p.teacher))
     images = next(iter(dataset.loader("test", min(32, len(dataset.test)), **place)))
     for student, layer in p.layer_pairs:
         compare(a, teacher, [images], [student], [layer])
@@ -153,28 +149,10 @@ def _rehearse(p: MergingRun, dataset: Dataset, ours: list[str], theirs: list[str
         aligned(a, b, images.images, by)
 
 
-def _place(p: MergingRun) -> dict:
-    return {"device": pick_device(p.device), "dtype": Plan(precision=p.dtype).dtype}
-
-
 def _scored(p: MergingRun, dataset: Dataset) -> Loader:
     """Batches of the test images that networks are scored on."""
-    loader, n = dataset.loader("test", 500, **_place(p)), len(dataset.test)
+    loader, n = dataset.loader("test", 500, **p.place), len(dataset.test)
     if not p.test_images:
         return loader
     chosen = torch.randperm(n, generator=torch.Generator().manual_seed(0))[: p.test_images]
     return loader.over(dataset.test.select(chosen.sort().values))
-
-
-def _network(
-    p: MergingRun, dataset: Dataset, model: str, files: list[str], k: int, seed: int | None = None
-) -> nn.Module:
-    """The k-th of the `files`, or else a network trained from `seed` (None: k)."""
-    if files:
-        place = _place(p)
-        return load_network(_built(dataset, model).to(place["dtype"]), files[k]).to(place["device"]).eval()
-    return p.trained(model, dataset, k if seed is None else seed)
-
-
-def _built(dataset: Dataset, model: str) -> nn.Module:
-    return build(model, **dataset.form)

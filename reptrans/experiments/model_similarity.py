@@ -3,17 +3,16 @@
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 import torch
-from pydantic import Field, field_validator
+from pydantic import field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
 from reptrans.data import Dataset
 from reptrans.errors import BadData, BadValue
-from reptrans.experiments.parameters import TrainingParameters
+from reptrans.experiments.parameters import Count, Exact, NotNegative, Positive, Thousand, TrainingParameters, Weight
 from reptrans.inputs.image import Pixels, noise
 from reptrans.inputs.measures import correlation
 from reptrans.inputs.networks import FastFront, fast_front
@@ -23,8 +22,6 @@ from reptrans.inputs.prior import range_penalty, total_variation
 from reptrans.models import build
 from reptrans.notebook import names
 from reptrans.progress import progress
-from reptrans.training import pick_device
-from reptrans.training.schedule import PRECISIONS
 
 
 class ModelSimilarityRun(TrainingParameters):
@@ -35,16 +32,15 @@ class ModelSimilarityRun(TrainingParameters):
     matched outputs take a hundredth of them, since theirs is relative.
     """
 
-    image_size: int = Field(16, ge=0)
+    dtype: Exact = "auto"
+    image_size: NotNegative = 16
     models: str = "resnet8,cnn3_w16"
     judge: str = "cnn3_w32"
-    seeds: int = Field(3, ge=1, le=1000)
-    steps: int = Field(100, ge=1)
-    lr: float = Field(0.05, gt=0)
-    variation: float = Field(20.0, ge=0)
-    inside: float = Field(50.0, ge=0)
-    dtype: Literal["float32", "float64"] = "float64"
-    device: str = "auto"
+    seeds: Thousand = 3
+    steps: Count = 100
+    lr: Positive = 0.05
+    variation: Weight = 20.0
+    inside: Weight = 50.0
 
     @field_validator("models")
     @classmethod
@@ -80,7 +76,7 @@ def compare_models(p: ModelSimilarityRun, dataset: Dataset, folder: Path | None 
     test image, and what does not fit an untrained network.
     """
     made, gradients, matched, images, networks = [], [], [], {}, {}
-    natural = first_of_each(dataset).to(pick_device(p.device), PRECISIONS[p.dtype])
+    natural = first_of_each(dataset).to(**p.place)
     for name in (*names(p.models), p.judge):
         net = build(name, **dataset.form)
         fast_front(net.to(natural).eval(), mean=dataset.mean, std=dataset.std)(natural)
@@ -116,9 +112,8 @@ def first_of_each(dataset: Dataset) -> Tensor:
 
 
 def _networks(p: ModelSimilarityRun, dataset: Dataset, seed: int, folder: Path | None) -> tuple[FastFront, ...]:
-    device, dtype = pick_device(p.device), PRECISIONS[p.dtype]
     plan = zip([*names(p.models), p.judge], (seed, seed, p.seeds + seed), strict=True)
-    nets = [p.trained(name, dataset, own, folder).to(device, dtype) for name, own in plan]
+    nets = [p.trained(name, dataset, own, folder).to(**p.place) for name, own in plan]
     return tuple(fast_front(net, mean=dataset.mean, std=dataset.std) for net in nets)
 
 

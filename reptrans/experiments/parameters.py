@@ -1,16 +1,84 @@
-"""What experiments share: the parameters that name a data set, and those of the networks that are trained on it."""
+"""What experiments share: kinds of parameters, where they run, what they train, the data set, and kept pieces."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+import torch
+from pydantic import AfterValidator, Field
 from torch import nn
 
-from reptrans.checkpoints import trained
+from reptrans.checkpoints import load_network, trained
 from reptrans.data import Dataset, load_dataset
+from reptrans.errors import UnknownName, suggest
+from reptrans.models import build
 from reptrans.models.from_transformers import tokenizer_of
-from reptrans.notebook import Parameters, parts
-from reptrans.training import Plan
+from reptrans.notebook import Parameters, parts, some_names
+from reptrans.tensorfiles import load_tensors, save_tensors
+from reptrans.training import Plan, pick_device
+
+Count = Annotated[int, Field(ge=1)]
+Thousand = Annotated[int, Field(ge=1, le=1000)]
+NotNegative = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Schedule = Literal["steps", "one_cycle", "cosine", "constant"]
+Optimiser = Literal["sgd", "adam", "adamw"]
+
+
+def named(options: Callable[[], Iterable[str]] = lambda: (), what: str = "") -> type:
+    """A text of names joined by commas, at least one; where there are `options`, some of them or all."""
+
+    def check(text: str) -> str:
+        known = list(options())
+        for name in some_names(text, known if known and text == "all" else None):
+            if known and name not in known:
+                raise UnknownName(f"there is no {what} {name!r}. {suggest(name, known)}")
+        return text
+
+    return Annotated[str, AfterValidator(check)]
+
+
+Names = named()
+Exact = Literal["auto", "float32", "float64"]
+Precision = Literal["auto", "float32", "float64", "bfloat16"]  # bfloat16 is for what has a use of autocast
+
+
+class Place(Parameters):
+    """Where an experiment computes, and in what precision; "auto" is float64 on a CPU and float32 on a GPU."""
+
+    dtype: Precision = "auto"
+    device: str = "auto"
+
+    @property
+    def precision(self) -> str:
+        """`dtype`, decided."""
+        usual = "float64" if pick_device(self.device).type == "cpu" else "float32"
+        return usual if self.dtype == "auto" else self.dtype
+
+    @property
+    def place(self) -> dict[str, object]:
+        """Device and type of images and weights, as a Loader takes them; bfloat16 is autocast over float32."""
+        device = pick_device(self.device)
+        if device.type == "cuda":  # products of float32 in TF32
+            torch.set_float32_matmul_precision("high")
+        return {"device": device, "dtype": Plan(precision=self.precision).dtype}
+
+
+class Trained(Place):
+    """How an experiment trains what it is about; see Plan."""
+
+    epochs: Count = 30
+    lr: Positive = 0.1
+    batch_size: Count = 50
+    weight_decay: Weight = 5e-4
+    schedule: Schedule = "cosine"
+    augment: str = "none"
+
+    def plan(self, seed: int, **more) -> Plan:
+        """The plan of these parameters; `more` of Plan's."""
+        same = {name: getattr(self, name) for name in ("epochs", "lr", "weight_decay", "schedule")}
+        return Plan(**same | {"precision": self.precision, "portable": True, "seed": seed} | more)
 
 
 class DatasetParameters(Parameters):
@@ -18,7 +86,7 @@ class DatasetParameters(Parameters):
 
     dataset: str = "digits"
     image_size: int = Field(32, ge=0, le=10_000)
-    limit: int = Field(0, ge=0)
+    limit: NotNegative = 0
     normalise: str = ""
     channels: Literal[0, 1, 3] = 0
 
@@ -40,23 +108,31 @@ class DatasetParameters(Parameters):
         return [name for field in named for name in parts(getattr(self, field, ""))]
 
 
-class TrainingParameters(DatasetParameters):
+class TwoNetworks(Parameters):
+    """A front and an end network: names, and files with their weights, one path or several joined by commas."""
+
+    front_model: str = "tiny10"
+    end_model: str = "tiny10"
+    front_checkpoint: str = ""
+    end_checkpoint: str = ""
+
+
+class TrainingParameters(Place, DatasetParameters):
     """The data set, and how the networks of an experiment are trained on it, once; see Plan.
 
-    `train_lr`: the highest learning rate of SGD. `train_augment`: none, standard, or some of flip, crop and cutout. The
-    experiment, which inherits, says `dtype` and `device`.
+    `train_lr`: the highest learning rate of SGD. `train_augment`: none, standard, or some of flip, crop and cutout.
     """
 
-    train_epochs: int = Field(4, ge=1)
-    train_lr: float = Field(0.1, gt=0)
-    train_batch_size: int = Field(50, ge=1)
-    train_schedule: Literal["steps", "one_cycle", "cosine", "constant"] = "one_cycle"
+    train_epochs: Count = 4
+    train_lr: Positive = 0.1
+    train_batch_size: Count = 50
+    train_schedule: Schedule = "one_cycle"
     train_augment: str = "none"
 
     def train_plan(self, seed: int) -> Plan:
         """The plan of these parameters, in the precision of the experiment."""
         return Plan(
-            epochs=self.train_epochs, lr=self.train_lr, schedule=self.train_schedule, precision=self.dtype,
+            epochs=self.train_epochs, lr=self.train_lr, schedule=self.train_schedule, precision=self.precision,
             portable=True, seed=seed,
         )  # fmt: skip
 
@@ -67,3 +143,18 @@ class TrainingParameters(DatasetParameters):
     def trained(self, model: str, dataset: Dataset, seed: int, folder: Path | None = None) -> nn.Module:
         """`trained` by these parameters."""
         return trained(model, dataset, seed, **self.recipe(seed), folder=folder, device=self.device)
+
+    def network(self, model: str, dataset: Dataset, seed: int, path: str | Path = "") -> nn.Module:
+        """The network whose weights are in the file at `path`, or else one that is trained from `seed`."""
+        if not path:
+            return self.trained(model, dataset, seed)
+        place = self.place
+        net = build(model, **dataset.form).to(place["dtype"])
+        return load_network(net, path).to(place["device"]).eval()
+
+
+def piece(path: Path, make: Callable[..., object], *given) -> object:
+    """What was stored at `path`, or else what `make(*given)` gives, stored there: so an interrupted run goes on."""
+    if not path.is_file():
+        save_tensors(path, make(*given))
+    return load_tensors(path)[0]

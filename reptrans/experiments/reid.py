@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 import pandas as pd
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from reptrans.distillation.methods.fd_gan import WEIGHTS, Weights
-from reptrans.notebook import Parameters
+from reptrans.experiments.parameters import Count, Exact, NotNegative, Place, Positive, Weight
 from reptrans.progress import progress
 from reptrans.randomness import drawing
 from reptrans.reid.drawn import stick_figures
@@ -20,12 +19,12 @@ from reptrans.reid.networks import Encoder, Siamese, Verification, encoder
 from reptrans.reid.pairs import Pairs, landmarks_known
 from reptrans.reid.people import People, Reid
 from reptrans.reid.stages import Parts, Rates, Stage, generated, parts, train_baseline, train_stage
-from reptrans.training import Plan, pick_device
+from reptrans.training import Plan
 
 VERIFICATION = Weights(1.0, 0.0, 0.0, 0.0, 0.0)
 
 
-class ReidRun(Parameters):
+class ReidRun(Place):
     """People, encoder, and the three stages.
 
     `folder`: of Market-1501's form, with `landmarks`, a file; "" for stick figures, whose `identities`, `poses`,
@@ -36,31 +35,30 @@ class ReidRun(Parameters):
     both (a tenth for the one of identities); `lr_encoder` in stage III, and in the control.
     """
 
+    dtype: Exact = "auto"
     folder: str = ""
     landmarks: str = ""
     identities: int = Field(48, ge=4)
     poses: int = Field(12, ge=6)
     held_out: int = Field(24, ge=2)
     height: int = Field(32, ge=16)
-    clutter: int = Field(3, ge=0)
+    clutter: NotNegative = 3
     model: str = "convs"
-    channels: int = Field(16, ge=1)
-    generator_channels: int = Field(6, ge=1)
+    channels: Count = 16
+    generator_channels: Count = 6
     weights: Literal[tuple(WEIGHTS)] = "paper"
-    seeds: int = Field(3, ge=1)
-    epochs_1: int = Field(30, ge=1)
-    epochs_2: int = Field(6, ge=1)
-    epochs_3: int = Field(6, ge=1)
-    lr_1: float = Field(0.05, gt=0)
-    lr_generator: float = Field(2e-3, ge=0)
-    lr_discriminators: float = Field(1e-2, ge=0)
-    lr_encoder: float = Field(2e-3, ge=0)
+    seeds: Count = 3
+    epochs_1: Count = 30
+    epochs_2: Count = 6
+    epochs_3: Count = 6
+    lr_1: Positive = 0.05
+    lr_generator: Weight = 2e-3
+    lr_discriminators: Weight = 1e-2
+    lr_encoder: Weight = 2e-3
     batch_size: int = Field(16, ge=2)
-    negatives: float = Field(3.0, ge=0)
-    sigma: float = Field(1.5, gt=0)
-    noise: int = Field(16, ge=1)
-    dtype: Literal["float32", "float64"] = "float64"
-    device: str = "auto"
+    negatives: Weight = 3.0
+    sigma: Positive = 1.5
+    noise: Count = 16
 
     def load(self) -> Reid:
         """The people that the parameters name; raises what `stick_figures` and `load_market` do."""
@@ -71,7 +69,7 @@ class ReidRun(Parameters):
     def plan(self, seed: int) -> Plan:
         """Of stage I."""
         return Plan(
-            epochs=self.epochs_1, lr=self.lr_1, schedule="one_cycle", precision=self.dtype, portable=True, seed=seed
+            epochs=self.epochs_1, lr=self.lr_1, schedule="one_cycle", precision=self.precision, portable=True, seed=seed
         )
 
     def stage(self, number: Literal[2, 3], weights: Weights | None = None) -> Stage:
@@ -86,7 +84,7 @@ class ReidRun(Parameters):
     def pairs(self, people: People, seed: int, targets: bool = True) -> Pairs:
         return Pairs(
             people, self.batch_size, negatives=self.negatives, targets=targets, sigma=self.sigma, seed=seed,
-            device=pick_device(self.device), dtype=getattr(torch, self.dtype),
+            **self.place,
         )  # fmt: skip
 
 
@@ -110,9 +108,8 @@ def reidentify(p: ReidRun, people: Reid, folder: Path) -> tuple[pd.DataFrame, di
 
 
 def _one_seed(p: ReidRun, people: Reid, seed: int, folder: Path) -> tuple[list[dict], dict]:
-    device, dtype = pick_device(p.device), getattr(torch, p.dtype)
     pairs, unseen = p.pairs(people.train, seed), p.pairs(people.gallery, seed)
-    siamese = _siamese(p, people.train.size, seed).to(device, dtype)
+    siamese = _siamese(p, people.train.size, seed).to(**p.place)
     rows = [_judged("untrained", siamese.encoder, people)]
     kept = {name: folder / f"{name}-s{seed}.safetensors" for name in ("I", "II", "III", "control")}
     done = train_baseline(siamese, p.pairs(people.train, seed, targets=False), p.plan(seed), kept["I"])

@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from reptrans.data import Dataset, Loader, TextDataset
 from reptrans.data.split import balanced
 from reptrans.errors import BadData
-from reptrans.experiments.parameters import DatasetParameters
+from reptrans.experiments.parameters import (
+    Count,
+    DatasetParameters,
+    Exact,
+    Names,
+    NotNegative,
+    Place,
+    Thousand,
+    TwoNetworks,
+)
 from reptrans.experiments.stitching import StitchingRun, network_pairs
 from reptrans.layers import channel_axes, cuttable_layers, front
 from reptrans.layers.network import run
@@ -24,13 +33,13 @@ from reptrans.similarity import MEASURES, Measure, agreement, compare, debiased_
 from reptrans.similarity.fold import token_mask, without_padding
 from reptrans.similarity.measures import find
 from reptrans.stitching.frozen import logits_of, recognised
-from reptrans.training import pick_device, predict
+from reptrans.training import predict
 
 # By data set: the runs, with heat maps or without, of which a rehearsal has shown that everything fits.
 _REHEARSED: WeakKeyDictionary[Dataset, list[tuple["SimilarityRun", bool]]] = WeakKeyDictionary()
 
 
-class SimilarityRun(DatasetParameters):
+class SimilarityRun(TwoNetworks, Place, DatasetParameters):
     """Two networks, or several pairs of them, and how their layers are compared.
 
     Networks and data as in StitchingRun. `layers`: names joined by commas, or all that both networks can be cut at.
@@ -38,31 +47,20 @@ class SimilarityRun(DatasetParameters):
     compare on. `epochs`: of the stitches trained beside it, 0 for least squares alone.
     """
 
-    front_model: str = "tiny10"
-    end_model: str = "tiny10"
-    front_checkpoint: str = ""
-    end_checkpoint: str = ""
-    layers: str = "bn1,bn2,bn3,bn4,bn5,bn6,bn7,bn8"
+    dtype: Exact = "auto"
+    layers: Names = "bn1,bn2,bn3,bn4,bn5,bn6,bn7,bn8"
     measures: str = "debiased_cka,linear_cka,procrustes_angular,cca_mean,linear_r2,rsa,mutual_knn"
     fold: Literal["pixels", "flatten", "pool", "tokens"] = "pool"
     images: int = Field(500, ge=4)
-    seeds: int = Field(3, ge=1, le=1000)
-    epochs: int = Field(0, ge=0)
-    train_epochs: int = Field(4, ge=1)
-    dtype: Literal["float32", "float64"] = "float64"
-    device: str = "auto"
+    seeds: Thousand = 3
+    epochs: NotNegative = 0
+    train_epochs: Count = 4
 
     @field_validator("measures")
     @classmethod
     def _are_known(cls, text: str) -> str:
         for name in some_names(text):
             find(name)
-        return text
-
-    @field_validator("layers")
-    @classmethod
-    def _are_some(cls, text: str) -> str:
-        some_names(text)
         return text
 
     def stitching(self, layer: str) -> StitchingRun:
@@ -78,15 +76,14 @@ def each_pair(
 
     Raises what of layers, fold and measures, with `maps` also of heat maps, does not fit before a network is trained.
     """
-    device, dtype = pick_device(p.device), getattr(torch, p.dtype)
-    loader = dataset.loader("test", 100, device=device, dtype=dtype)
+    loader = dataset.loader("test", 100, **p.place)
     pairs = network_pairs(p.stitching(listed(names(p.layers)[:1])), dataset)
     done = _REHEARSED.setdefault(dataset, [])
     if (p, True) not in done and (p, maps) not in done:
-        rehearse(p, [side.untrained().to(device, dtype).eval() for side in pairs[0][1:]], loader, maps)
+        rehearse(p, [side.untrained().to(**p.place).eval() for side in pairs[0][1:]], loader, maps)
         done.append((p, maps))
     for seed, *sides in pairs:
-        nets = [side.get().to(device, dtype).eval() for side in sides]
+        nets = [side.get().to(**p.place).eval() for side in sides]
         few = dataset.test.select(balanced(dataset.test.labels, p.images))
         yield seed, *nets, _layers(p, *nets, loader), loader.over(few)
 

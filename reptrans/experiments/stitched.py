@@ -1,6 +1,7 @@
 """Two frozen networks, stitched at some layers by all matchings asked for: one row for each."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,21 +14,31 @@ from torch import Tensor, nn
 
 from reptrans.data import Dataset, Loader, Split, TextDataset
 from reptrans.errors import BadValue, ShapeMismatch
+from reptrans.experiments.parameters import (
+    Count,
+    NotNegative,
+    Optimiser,
+    Positive,
+    Precision,
+    Schedule,
+    Trained,
+    Weight,
+)
 from reptrans.layers import channel_axes, end, front
 from reptrans.layers.network import run
 from reptrans.layers.values import answer
-from reptrans.notebook import Parameters, names
+from reptrans.notebook import names
 from reptrans.similarity import Moments, linear_cka
 from reptrans.stitching.direct import DIRECT, AffineMap, departure, direct_matching
-from reptrans.stitching.frozen import collect_moments, kept, logits_of, recognised, subset, unpadded
+from reptrans.stitching.frozen import collect_moments, kept, logits_of, recognised, rows_of
 from reptrans.stitching.initial import BY_CHANCE, INITS, MASKS, check_init, initial_map, mask_matrix
 from reptrans.stitching.stitch import FORMS, Stitch, StitchedNetwork, stitch_size
 from reptrans.stitching.targets import TARGETS, needs_parents
 from reptrans.stitching.task import train_stitch
-from reptrans.training import Plan, accuracy, classification_loss, pick_device
+from reptrans.training import Plan, accuracy, classification_loss
 
 
-class StitchingSettings(Parameters):
+class StitchingSettings(Trained):
     """The source's options under the source's names, and its defaults but for the start, which is solved here.
 
     Training: `epochs`, `lr`, `optimiser`, `weight_decay`, `schedule`, `batch_size`, `augment`. The stitch: `init`,
@@ -41,25 +52,23 @@ class StitchingSettings(Parameters):
     mask: Literal[MASKS] = "identity"
     form: Literal[FORMS[:-1]] = "free"
     rank: int = Field(4, ge=1, le=100_000)
-    ridge: float = Field(1e-3, ge=0)
+    ridge: Weight = 1e-3
     flatten: bool = False
     batch_norm: bool = False
     keep_skip: bool = False
     target: Literal[TARGETS] = "hard"
-    temperature: float = Field(1.0, gt=0)
-    l1: float = Field(0.0, ge=0)
+    temperature: Positive = 1.0
+    l1: Weight = 0.0
     cka_reg: float = 0.0
-    epochs: int = Field(30, ge=0)
-    lr: float = Field(1e-3, gt=0)
-    optimiser: Literal["sgd", "adam", "adamw"] = "adam"
-    weight_decay: float = Field(0.0, ge=0)
-    schedule: Literal["steps", "one_cycle", "cosine", "constant"] = "steps"
-    batch_size: int = Field(128, ge=1)
-    augment: str = "none"
+    epochs: NotNegative = 30
+    lr: Positive = 1e-3
+    optimiser: Optimiser = "adam"
+    weight_decay: Weight = 0.0
+    schedule: Schedule = "steps"
+    batch_size: Count = 128
     cka_images: int = Field(2000, ge=4)
-    memory: float = Field(4.0, ge=0)
-    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
-    device: str = "auto"
+    memory: Weight = 4.0
+    dtype: Precision = "float32"
 
     @field_validator("direct")
     @classmethod
@@ -75,11 +84,6 @@ class StitchingSettings(Parameters):
             raise ValueError(f"init {self.init!r} puts weights where mask {self.mask!r} has none; take ps_inv, random "
                              "or ones-zeros")  # fmt: skip
         return self
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """What weights and activations are held in; bfloat16 is autocast over float32."""
-        return torch.float64 if self.dtype == "float64" else torch.float32
 
     @property
     def needs_moments(self) -> bool:
@@ -102,10 +106,7 @@ class StitchingSettings(Parameters):
         return (self.init, self.mask, self.form) == ("ps_inv", "identity", "free")
 
     def plan(self, seed: int) -> Plan:
-        return Plan(
-            epochs=self.epochs, optimiser=self.optimiser, lr=self.lr, weight_decay=self.weight_decay,
-            schedule=self.schedule, precision=self.dtype, seed=seed,
-        )  # fmt: skip
+        return super().plan(seed, optimiser=self.optimiser, portable=False)
 
 
 _MOST_FLAT = 8192  # features of both sides together; their moments are this number squared, in float64
@@ -121,6 +122,37 @@ class Stitched:
     maps: dict[str, dict[str, Tensor]]
     history: pd.DataFrame
     network: StitchedNetwork
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """One pair of layers: the parts before and behind it, and what of them a stitch must know.
+
+    `own`: what leads to the end network's layer. `shapes`, `axes`: of one example's activations and their channels, in
+    front and end. `size`: (p, q) of the stitch.
+    """
+
+    front_layer: str
+    end_layer: str
+    front: nn.Module
+    own: nn.Module
+    end: nn.Module
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    axes: tuple[int, int]
+    flatten: bool
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        return self.front_layer, self.end_layer
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return stitch_size(*self.shapes, self.axes, self.flatten)
+
+    def stitch(self, **form) -> Stitch:
+        """A new stitch, whose weights are to be set; the caller's random state stays as it is."""
+        with torch.random.fork_rng(devices=[]):
+            return Stitch(*self.shapes, axes=self.axes, flatten=self.flatten, **form)
 
 
 class Stitching:
@@ -146,15 +178,15 @@ class Stitching:
         seed: int = 0,
     ):
         self.settings = s = settings or StitchingSettings()
-        self.dataset, self.pairs, self.seed, self.device = dataset, pairs, seed, pick_device(s.device)
+        self.dataset, self.pairs, self.seed = dataset, pairs, seed
         self.front_net, self.end_net = (self._frozen(net) for net in (front_net, end_net))
-        form = {"device": self.device, "dtype": s.torch_dtype}
+        form = s.place
         self.train = dataset.loader(
             "train", s.batch_size, shuffle=True, seed=seed, augment=s.augment,
             drop_last=len(dataset.train) >= s.batch_size, **form,
         )  # fmt: skip
         # On a CPU, activations that stay within the cache; larger ones cost the system more than the arithmetic.
-        most = 100 if self.device.type == "cpu" else 500
+        most = 100 if form["device"].type == "cpu" else 500
         self.test = dataset.loader("test", max(s.batch_size, most), **form)
         self.texts = isinstance(dataset, TextDataset)
         self._check_classes()
@@ -163,16 +195,14 @@ class Stitching:
                 f"target {s.target!r} is a softmax over classes that exclude each other, but {dataset.name} has "
                 "several true labels at once. Choose target='hard'."
             )
-        self.fronts = {f: front(self.front_net, f) for f, _ in pairs}
-        self.ends = {e: end(self.end_net, e, keep_skip=s.keep_skip, example=self._example) for _, e in pairs}
-        self.shapes, self.axes = self._shapes_and_axes()
-        for f, e in pairs:
-            self._check_pair(f, e)
+        self.cuts = {cut.pair: cut for cut in self._cuts()}
+        for cut in self.cuts.values():
+            self._check(cut)
 
     def stitch(self, front_layer: str, end_layer: str, checkpoint: Path | None = None) -> Stitched:
         """Match one of the pairs in every way asked for; `checkpoint` lets interrupted training resume."""
-        s, m = self.settings, self.moments.get((front_layer, end_layer))
-        images, is_activations = self._score_set(front_layer)
+        s, cut, m = self.settings, self.cuts[front_layer, end_layer], self.moments.get((front_layer, end_layer))
+        images, is_activations = self._score_set(cut)
         rows, maps = [], {}
 
         def score(matching: str, network: StitchedNetwork) -> None:
@@ -181,19 +211,19 @@ class Stitching:
             logits, labels = logits_of(tail.eval(), images, "tokens")
             rows.append({"matching": matching} | self._scores(logits, labels) | self._fit(m, maps[matching]))
 
-        for kind in self._direct(front_layer, end_layer):
-            free = self._stitch(front_layer, end_layer)
-            solved = direct_matching(m, kind, rank=s.rank, ridge=s.ridge)
-            score(kind, self._network(free, front_layer, end_layer, solved))
-        network = self._start(front_layer, end_layer, m)
+        for kind in s.direct_kinds:
+            if kind == "identity" and len(set(cut.size)) > 1:
+                continue  # where widths differ there is none
+            score(kind, self._network(cut, cut.stitch(), direct_matching(m, kind, rank=s.rank, ridge=s.ridge)))
+        network = self._start(cut, m)
         if not (s.starts_from_least_squares and "least squares" in maps):
             score("start", network)
         history = pd.DataFrame()
         if s.epochs:
-            history = self._train(network, front_layer, end_layer, checkpoint)
+            history = self._train(cut, network, checkpoint)
             score("task loss", network)
         table = pd.DataFrame(rows)
-        for column, value in reversed(self._common(front_layer, end_layer, m).items()):
+        for column, value in reversed(self._common(cut, m).items()):
             table.insert(0, column, value)
         return Stitched(table, maps, history, network)
 
@@ -211,10 +241,10 @@ class Stitching:
         if not self.settings.needs_moments:
             return {}
         once = self.train.over(self.dataset.train, shuffle=False, drop_last=False)
-        return collect_moments(self.front_net, self.end_net, self.pairs, once, self.settings.flatten, self.axes)
+        return collect_moments(self.front_net, self.end_net, list(self.cuts), once, self.settings.flatten, self._axes)
 
     def _frozen(self, net: nn.Module) -> nn.Module:
-        return net.to(self.device, self.settings.torch_dtype).eval().requires_grad_(False)
+        return net.to(**self.settings.place).eval().requires_grad_(False)
 
     @cached_property
     def _example(self) -> Tensor:
@@ -239,35 +269,21 @@ class Stitching:
                 )
 
     @torch.no_grad()
-    def _shapes_and_axes(self) -> tuple[tuple[dict, dict], tuple[dict, dict]]:
-        """By layer of the front and of the end network: the shape of one example's activations, and their channels."""
-        shapes, axes = [], []
-        for i, net in enumerate((self.front_net, self.end_net)):
-            names = sorted({pair[i] for pair in self.pairs})
-            found = front(net, names)(self._example)
-            shapes.append({name: tuple(value.shape[1:]) for name, value in found.items()})
-            axes.append(channel_axes(net, names, self._example))
-        return tuple(shapes), tuple(axes)
+    def _cuts(self) -> Iterator[Cut]:
+        """All pairs, from one pass of each network for the shapes."""
+        example, nets = self._example, (self.front_net, self.end_net)
+        layers = [sorted({pair[side] for pair in self.pairs}) for side in (0, 1)]
+        values = [front(net, named)(example) for net, named in zip(nets, layers, strict=True)]
+        self._axes = [channel_axes(net, named, example) for net, named in zip(nets, layers, strict=True)]
+        fronts, owns = ({n: front(net, n) for n in named} for net, named in zip(nets, layers, strict=True))
+        ends = {n: end(self.end_net, n, keep_skip=self.settings.keep_skip, example=example) for n in layers[1]}
+        for f, e in self.pairs:
+            shapes = tuple(values[0][f].shape[1:]), tuple(values[1][e].shape[1:])
+            axes = self._axes[0][f], self._axes[1][e]
+            yield Cut(f, e, fronts[f], owns[e], ends[e], shapes, axes, self.settings.flatten)
 
-    def _pair_facts(self, front_layer: str, end_layer: str) -> dict[str, tuple]:
-        """What `Stitch` and `stitch_size` are told of a pair."""
-        front_shape, end_shape = self.shapes[0][front_layer], self.shapes[1][end_layer]
-        return {"shapes": (front_shape, end_shape), "axes": (self.axes[0][front_layer], self.axes[1][end_layer])}
-
-    def _size(self, front_layer: str, end_layer: str) -> tuple[int, int]:
-        """(p, q) of the pair's stitch, without making it."""
-        facts = self._pair_facts(front_layer, end_layer)
-        return stitch_size(*facts["shapes"], facts["axes"], self.settings.flatten)
-
-    def _stitch(self, front_layer: str, end_layer: str, **form) -> Stitch:
-        """A new stitch for the pair, whose weights are to be set; the caller's random state stays as it is."""
-        facts = self._pair_facts(front_layer, end_layer)
-        with torch.random.fork_rng(devices=[]):
-            return Stitch(*facts["shapes"], axes=facts["axes"], flatten=self.settings.flatten, **form)
-
-    def _check_pair(self, front_layer: str, end_layer: str) -> None:
-        s = self.settings
-        p, q = self._size(front_layer, end_layer)
+    def _check(self, cut: Cut) -> None:
+        s, (p, q), front_layer = self.settings, cut.size, cut.front_layer
         if p * q > _MOST_WEIGHTS:
             raise BadValue(
                 f"a stitch of {p} → {q} features at {front_layer} has {p * q / 1e9:.1f} billion weights, more than "
@@ -283,41 +299,34 @@ class Stitching:
         if s.uses_rank and s.rank > min(p, q):
             raise BadValue(f"rank {s.rank} is more than the {min(p, q)} channels at {front_layer} allow.")
 
-    def _direct(self, front_layer: str, end_layer: str) -> list[str]:
-        """The closed forms asked for; without the identity where widths differ and there is none."""
-        p, q = self._size(front_layer, end_layer)
-        return [kind for kind in self.settings.direct_kinds if kind != "identity" or p == q]
+    def _network(self, cut: Cut, stitch: Stitch, start: AffineMap) -> StitchedNetwork:
+        stitch.to(**self.settings.place).set(*(v.to(stitch.bias.device) for v in (start.weight, start.bias)))
+        return StitchedNetwork(cut.front, stitch, cut.end, self._tells_input)
 
-    def _network(self, stitch: Stitch, front_layer: str, end_layer: str, start: AffineMap) -> StitchedNetwork:
-        stitch.to(self.device, self.settings.torch_dtype).set(start.weight.to(self.device), start.bias.to(self.device))
-        return StitchedNetwork(self.fronts[front_layer], stitch, self.ends[end_layer], self._tells_input)
-
-    def _start(self, front_layer: str, end_layer: str, m: Moments | None) -> StitchedNetwork:
+    def _start(self, cut: Cut, m: Moments | None) -> StitchedNetwork:
         """The stitch that training starts from."""
         s, generator = self.settings, torch.Generator().manual_seed(self.seed)
-        p, q = self._size(front_layer, end_layer)
+        p, q = cut.size
         mask = mask_matrix(s.mask, p, q, m, generator)
         form = s.form if mask is None else "masked"
         start = initial_map(
             s.init, p, q, moments=m, generator=generator, rank=s.rank, ridge=s.ridge, mask=mask, form=form
         )
         rank = s.rank if form == "low rank" else None
-        stitch = self._stitch(front_layer, end_layer, form=form, rank=rank, mask=mask, batch_norm=s.batch_norm)
-        network = self._network(stitch, front_layer, end_layer, start)
+        stitch = cut.stitch(form=form, rank=rank, mask=mask, batch_norm=s.batch_norm)
+        network = self._network(cut, stitch, start)
         if s.batch_norm:
             mapped = start.weight.to(m.xx) @ m.xx @ start.weight.to(m.xx).T
             stitch.calibrate(m.mean_x, m.xx.diagonal(), start.weight.to(m.xx) @ m.mean_x + start.bias.to(m.xx),
                              mapped.diagonal())  # fmt: skip
         return network
 
-    def _train(
-        self, network: StitchedNetwork, front_layer: str, end_layer: str, checkpoint: Path | None
-    ) -> pd.DataFrame:
+    def _train(self, cut: Cut, network: StitchedNetwork, checkpoint: Path | None) -> pd.DataFrame:
         s = self.settings
         return train_stitch(
             network, self.train, s.plan(self.seed), target=s.target, parents=(self.front_net, self.end_net),
-            temperature=s.temperature, l1=s.l1, cka_reg=s.cka_reg, end_front=front(self.end_net, end_layer),
-            memory=s.memory, checkpoint=checkpoint, label=f"stitch at {front_layer}",
+            temperature=s.temperature, l1=s.l1, cka_reg=s.cka_reg, end_front=cut.own,
+            memory=s.memory, checkpoint=checkpoint, label=f"stitch at {cut.front_layer}",
         )  # fmt: skip
 
     @property
@@ -325,10 +334,10 @@ class Stitching:
         """Whether the end is told the input too: what bypasses the layer, or what of a text is padding."""
         return self.settings.keep_skip or self.texts
 
-    def _score_set(self, front_layer: str) -> tuple[Loader, bool]:
+    def _score_set(self, cut: Cut) -> tuple[Loader, bool]:
         """The score set as the front leaves it (True); with a bypass, or where memory is short, as images."""
         s = self.settings
-        tables = None if self._tells_input else kept({"front": self.fronts[front_layer]}, self.test, s.memory)
+        tables = None if self._tells_input else kept({"front": cut.front}, self.test, s.memory)
         if tables is None:
             return self.test, False
         return self.test.over(Split(tables["front"], self.test.split.labels)), True
@@ -354,19 +363,17 @@ class Stitching:
         return {"r2": affine.r2(m), "departure": departure(m, affine)}
 
     @torch.no_grad()
-    def _common(self, front_layer: str, end_layer: str, m: Moments | None) -> dict[str, object]:
+    def _common(self, cut: Cut, m: Moments | None) -> dict[str, object]:
         """The columns that all rows of a pair share."""
         s, labels = self.settings, self.own["labels"]
-        sample = subset(self.test, s.cka_images).images
-        parts = self.fronts[front_layer], front(self.end_net, end_layer)
-        x, y = (unpadded(part(sample), sample) for part in parts)
+        x, y = rows_of((cut.front, cut.own), self.test, s.cka_images)
         accuracies = [math.nan, 1.0] if self.texts else [accuracy(self.own[k], labels).item() for k in ("front", "end")]
         return {
-            "dataset": self.dataset.name, "front_layer": front_layer, "end_layer": end_layer, "seed": self.seed,
+            "dataset": self.dataset.name, "front_layer": cut.front_layer, "end_layer": cut.end_layer, "seed": self.seed,
             "init": s.init, "mask": s.mask, "form": s.form, "target": s.target, "epochs": s.epochs,
             "fit_set": "train", "fit_images": len(self.dataset.train), "augment": s.augment,
             "score_set": "test", "score_images": len(self.dataset.test),
             "front_accuracy": accuracies[0], "end_accuracy": accuracies[1],
-            "cka": linear_cka(x.flatten(1), y.flatten(1)).item(), "cka_images": len(x),
+            "cka": linear_cka(x, y).item(), "cka_images": len(x),
             "cka_channels": m.linear_cka.item() if m is not None else float("nan"),
         }  # fmt: skip

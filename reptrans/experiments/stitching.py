@@ -8,10 +8,10 @@ import pandas as pd
 from pydantic import Field
 from torch import Tensor, nn
 
-from reptrans.checkpoints import fingerprint, load_network, load_tensors, save_tensors
+from reptrans.checkpoints import fingerprint, load_network
 from reptrans.data import Dataset, TextDataset
 from reptrans.errors import BadValue, CannotCut
-from reptrans.experiments.parameters import TrainingParameters
+from reptrans.experiments.parameters import TrainingParameters, TwoNetworks, piece
 from reptrans.experiments.stitched import Stitching, StitchingSettings
 from reptrans.files import file_name
 from reptrans.layers import cuttable_layers
@@ -24,7 +24,7 @@ from reptrans.training import Plan
 from reptrans.training.resume import structure
 
 
-class StitchingRun(StitchingSettings, TrainingParameters):
+class StitchingRun(TwoNetworks, StitchingSettings, TrainingParameters):
     """Everything a stitching run is made of: the settings of a stitch, the data, the networks, the layers.
 
     `layer` is one name, names joined by commas, or all; `front_layer` and `end_layer` replace it on their side.
@@ -33,10 +33,6 @@ class StitchingRun(StitchingSettings, TrainingParameters):
     both networks come from one checkpoint each, the stitches' own seeds.
     """
 
-    front_model: str = "tiny10"
-    end_model: str = "tiny10"
-    front_checkpoint: str = ""
-    end_checkpoint: str = ""
     weights: str = ""
     layer: str = "bn3"
     front_layer: str = ""
@@ -105,7 +101,7 @@ def _side(p: StitchingRun, dataset: Dataset, model: str, paths: list[Path], inde
     facts = dataset.form
     if paths:
         path = paths[index % len(paths)]
-        get = lambda: load_network(build(model, **facts).to(p.torch_dtype), path)  # noqa: E731
+        get = lambda: load_network(build(model, **facts).to(p.place["dtype"]), path)  # noqa: E731
         return Side(f"{model} {path.parent.name}/{path.stem}", get, get)
     if p.weights:
         get = lambda: build(model, **facts, weights=p.weights)  # noqa: E731
@@ -152,7 +148,10 @@ def stitch_networks(
         for f, e in progress(pairs, f"{front_side.name} → {end_side.name}"):
             name = f"seed{seed}-{f}-{e}" if f != e else f"seed{seed}-{f}"
             stored = f"{file_name(name)}-{of}"
-            table, maps, history = _piece(stitching, f, e, keep(f"{stored}.safetensors"), keep(f"{stored}.training"))
+            training = keep(f"{stored}.training")
+            done = piece(keep(f"{stored}.safetensors"), _stitched, stitching, f, e, training)
+            training.unlink(missing_ok=True)
+            table, maps, history = pd.DataFrame(done["rows"]), done["maps"], pd.DataFrame(done["history"])
             table.insert(1, "end", end_side.name)
             table.insert(1, "front", front_side.name)
             rows.append(table)
@@ -169,14 +168,6 @@ def _content(front_net: nn.Module, end_net: nn.Module, dataset: Dataset) -> str:
     return digest_of(weights, [structure(net) for net in nets.values()], fingerprint(dataset))[:8]
 
 
-def _piece(
-    stitching: Stitching, front_layer: str, end_layer: str, stored: Path, training: Path
-) -> tuple[pd.DataFrame, dict[str, dict[str, Tensor]], pd.DataFrame]:
-    """One pair of layers: read if it was finished before, else computed and stored."""
-    if not stored.is_file():
-        done = stitching.stitch(front_layer, end_layer, checkpoint=training)
-        tables = {"rows": done.rows.to_dict("records"), "history": done.history.to_dict("records")}
-        save_tensors(stored, {"maps": done.maps, **tables})
-        training.unlink(missing_ok=True)
-    state, _ = load_tensors(stored)
-    return pd.DataFrame(state["rows"]), state["maps"], pd.DataFrame(state["history"])
+def _stitched(stitching: Stitching, front_layer: str, end_layer: str, training: Path) -> dict[str, object]:
+    done = stitching.stitch(front_layer, end_layer, checkpoint=training)
+    return {"maps": done.maps, "rows": done.rows.to_dict("records"), "history": done.history.to_dict("records")}

@@ -5,12 +5,12 @@ sequence and reports.
 """
 
 from reptrans.extension.condition import Beside, Condition, reverse_gradient
-from reptrans.extension.conflict import alternating, pcgrad
 from reptrans.extension.hidden import MODES, Hidden, half_cosine
 from reptrans.extension.lens import Lens, LensTraining, ThroughLens, lensed
 from reptrans.extension.losses import hidden_losses
-from reptrans.extension.output import OUTPUT_LOSSES, Outputs
+from reptrans.extension.output import OUTPUT_LOSSES, Outputs, alternating, pcgrad
 from reptrans.extension.sequence import Extended, extend
+from reptrans.moved import moved
 
 __all__ = [
     "MODES",
@@ -31,3 +31,7 @@ __all__ = [
     "pcgrad",
     "reverse_gradient",
 ]
+
+
+def __getattr__(name: str) -> object:
+    return moved(__name__, name)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reptrans.errors import BadValue, ShapeMismatch
+from reptrans.errors import BadValue, ShapeMismatch, check_whole
 
 
 class Bias(nn.Module):
@@ -24,8 +24,7 @@ def approximator(source: int, target: int, depth: int = 1, kernel: int = 1) -> n
     Maps (n, source, h, w) to (n, target, h, w); depth 1 is linear, depth 0 is nothing at all. `kernel`: odd.
     Source: Wald et al. 2023, authors' code; the inner convolutions too have no bias, which BatchNorm would remove.
     """
-    if not isinstance(depth, int) or depth < 0:
-        raise BadValue(f"depth is {depth!r}; it must be a whole number from 0 (no approximator) on.")
+    check_whole("depth", depth, 0, more="; 0 is no approximator.")
     if not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
         raise BadValue(f"kernel is {kernel!r}; it must be odd: 1, 3 or 5, say.")
     if depth == 0:

@@ -32,11 +32,6 @@ class Beside(nn.Module):
             old.eval()
         return self._olds
 
-    def old_logits(self, images: Tensor) -> list[Tensor]:
-        """(n, k) of each old network, without gradients."""
-        with torch.no_grad():
-            return [answers_of(old, images) for old in self.olds]
-
 
 class Condition(Beside):
     """The objective of a new network beside old ones: `condition(batch, progress) -> (terms, figures)`.
@@ -84,17 +79,9 @@ def check_numbers(least: float = 0.0, **values: float) -> None:
             raise BadValue(f"{name} is {value!r}; it must be a number from {least:g} on.")
 
 
-class _Reversed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return -ctx.factor * gradient, None
-
-
 def reverse_gradient(x: Tensor, factor: float = 1.0) -> Tensor:
     """x itself, whose gradient comes back times -factor (Ganin and Lempitsky 2015)."""
-    return _Reversed.apply(x, factor)
+    same = x.view_as(x)
+    if same.requires_grad:
+        same.register_hook(lambda gradient: -factor * gradient)
+    return same

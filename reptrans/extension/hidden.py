@@ -1,14 +1,15 @@
 """The intermediate category: make hidden layers of a new network unlike (or like) those of old ones."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reptrans.errors import BadValue, ShapeMismatch, UnknownName, suggest
+from reptrans.errors import BadValue, ShapeMismatch, choose
 from reptrans.extension.approximator import approximator, as_maps, from_maps, resized
 from reptrans.extension.condition import Condition, check_numbers, labelled, reverse_gradient
 from reptrans.extension.losses import hidden_losses
@@ -159,17 +160,18 @@ class Hidden(Condition):
         """(logits with the approximation taken off at every layer, {layer: activations before that})."""
         new = {}
 
-        def taking_off(name: str):
-            def hook(module, inputs, output):
-                value = chosen(output, who=f"layer {name!r}")
-                new[name] = z = as_maps(value, name).clone()
-                with torch.autocast(z.device.type, enabled=False):
-                    close = _mean(self.approximations(name, olds[name], z.shape[2:])).detach()
-                return replaced(output, "", value - from_maps(close, value.ndim).to(value.dtype))
+        def take_off(name: str, module: nn.Module, inputs: tuple, output: object) -> object:
+            value = chosen(output, who=f"layer {name!r}")
+            new[name] = z = as_maps(value, name).clone()
+            with torch.autocast(z.device.type, enabled=False):
+                close = _mean(self.approximations(name, olds[name], z.shape[2:])).detach()
+            return replaced(output, "", value - from_maps(close, value.ndim).to(value.dtype))
 
-            return hook
-
-        with _hooks({self.new.get_submodule(name): taking_off(name) for name in self.layers}):
+        with ExitStack() as hooks:
+            for name in self.layers:
+                layer = self.new.get_submodule(name)
+                # First in line, so that whoever records the layer sees what goes on from it.
+                hooks.callback(layer.register_forward_hook(partial(take_off, name), prepend=True).remove)
             return answers_of(self.new, images), new
 
     def _build(self, new: dict[str, Tensor], olds: dict[str, list[Tensor]]) -> None:
@@ -181,17 +183,15 @@ class Hidden(Condition):
             for name, z in new.items():
                 widths = [old.shape[1] for old in olds[name]]
                 widths = [sum(widths)] if s["aggregate"] and s["mode"] != "unusable" else widths
-                self._check_widths(name, z.shape[1], widths)
+                if s["depth"] == 0 and self.loss.per_channel and any(width != z.shape[1] for width in widths):
+                    raise ShapeMismatch(
+                        f"layer {name!r} has {z.shape[1]} channels, the old activations "
+                        f"{' and '.join(map(str, widths))}, and {s['loss']} compares channel by channel. Choose "
+                        "depth=1 for an approximator, or lin_cka."
+                    )
                 ways = [(z.shape[1], w) if backwards else (w, z.shape[1]) for w in widths]
                 chains = nn.ModuleList(approximator(*way, s["depth"], s["kernel"]) for way in ways)
                 self.approximators[_key(name)] = chains.to(z.device, z.dtype)
-
-    def _check_widths(self, name: str, width: int, others: list[int]) -> None:
-        if self.settings["depth"] == 0 and self.loss.per_channel and any(w != width for w in others):
-            raise ShapeMismatch(
-                f"layer {name!r} has {width} channels, the old activations {' and '.join(map(str, others))}, and "
-                f"{self.settings['loss']} compares channel by channel. Choose depth=1 for an approximator, or lin_cka."
-            )
 
 
 class Subtracted(nn.Module):
@@ -217,17 +217,6 @@ def half_cosine(progress: float, start: float, ramp: float) -> float:
     return 1.0 if progress >= start + ramp else (1 - math.cos(math.pi * (progress - start) / ramp)) / 2
 
 
-@contextmanager
-def _hooks(chosen: dict) -> Iterator[None]:
-    # First in line, so that whoever records the layer sees what goes on from it.
-    handles = [module.register_forward_hook(hook, prepend=True) for module, hook in chosen.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _key(name: str) -> str:
     return name.replace(".", "/")  # a ModuleDict takes no dots
 
@@ -240,8 +229,7 @@ def _check(layers: dict[str, str], loss: str, mode: str, sign: int) -> None:
     if not layers:
         raise BadValue("layers is empty; name one layer at least, one from the middle of the network, say.")
     for what, given, possible in (("loss", loss, hidden_losses()), ("mode", mode, MODES)):
-        if given not in possible:
-            raise UnknownName(f"there is no {what} {given!r} of hidden layers. {suggest(given, possible)}")
+        choose(given, possible, f"there is no {what} {{}} of hidden layers")
     if sign not in (-1, 1):
         raise BadValue(f"sign is {sign!r}; it must be -1 (away from the old networks) or 1 (towards them).")
     if sign == 1 and mode == "subtraction":

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reptrans.errors import BadValue
+from reptrans.errors import BadValue, check_whole
 from reptrans.extension.condition import Beside, Condition, check_numbers, labelled
 from reptrans.randomness import drawing
 from reptrans.training import Plan, fit
@@ -27,8 +28,7 @@ class Lens(nn.Module):
     def __init__(self, channels: int = 3, scales: int = 5, width: int = 16, seed: int = 0):
         super().__init__()
         for name, value in (("channels", channels), ("scales", scales), ("width", width)):
-            if not isinstance(value, int) or value < 1:
-                raise BadValue(f"{name} is {value!r}; it must be a whole number from 1 on.")
+            check_whole(name, value, 1)
         widths = [width * 2**k for k in range(scales)]
         with drawing(seed):
             self.down = nn.ModuleList(_block(a, b) for a, b in zip([channels, *widths], widths, strict=False))
@@ -124,21 +124,17 @@ def lensed(
     chosen = {"plan": asdict(plan), "batch_size": batch_size, "scales": scales, "width": width, "w_rec": w_rec,
               "w_adv": w_adv, "seed": seed}  # fmt: skip
 
-    def condition(new: nn.Module, olds: Sequence[nn.Module], example: Tensor) -> ThroughLens:
-        lens = Lens(dataset.channels, scales, width, seed).to(example.device, example.dtype)
-        training = LensTraining(lens, olds, w_rec=w_rec, w_adv=w_adv)
-        form = {"device": example.device, "dtype": example.dtype}
-        whole = len(dataset.train) >= batch_size
-        loader = dataset.loader("train", batch_size, shuffle=True, seed=seed, drop_last=whole, **form)
-        path = None if checkpoint is None else str(checkpoint).format(k=len(training.olds))
-        fit(training, training.modules_to_train(), loader, plan, checkpoint=path, label="lens")
+    def condition(new: nn.Module, olds: Sequence[nn.Module], example: Tensor, training: bool = True) -> ThroughLens:
+        place = {"device": example.device, "dtype": example.dtype}
+        lens = Lens(dataset.channels, scales, width, seed).to(**place)
+        if training:
+            objective, whole = LensTraining(lens, olds, w_rec=w_rec, w_adv=w_adv), len(dataset.train) >= batch_size
+            loader = dataset.loader("train", batch_size, shuffle=True, seed=seed, drop_last=whole, **place)
+            path = None if checkpoint is None else str(checkpoint).format(k=len(objective.olds))
+            fit(objective, objective.modules_to_train(), loader, plan, checkpoint=path, label="lens")
         return ThroughLens(new, olds, lens, example=example, settings=chosen)
 
-    def rehearse(new: nn.Module, olds: Sequence[nn.Module], example: Tensor) -> ThroughLens:
-        lens = Lens(dataset.channels, scales, width, seed).to(example.device, example.dtype)
-        return ThroughLens(new, olds, lens, example=example, settings=chosen)
-
-    condition.rehearse = rehearse  # the same without training, for `extend`
+    condition.rehearse = partial(condition, training=False)  # for `extend`
     return condition
 
 

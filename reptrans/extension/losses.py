@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reptrans.matching import unit
 from reptrans.similarity import linear_cka
 
 Side = Callable[[Tensor, Tensor], Tensor]
@@ -27,17 +28,25 @@ class Loss(NamedTuple):
     per_channel: bool = True
 
 
-def correlation(z: Tensor, a: Tensor) -> Tensor:
-    """Pearson's r of each channel (c,), in [-1, 1]."""
-    return (_unit(_channels(z)) * _unit(_channels(a))).sum(1)
+def correlation(z: Tensor, a: Tensor, chosen: Tensor | None = None) -> Tensor:
+    """Pearson's r of each channel (c,), in [-1, 1]; with `chosen` (c, n*h*w), over the chosen values alone."""
+    first, second = (unit(_centred(_channels(v), chosen)) for v in (z, a))
+    return (first * second).sum(1)
 
 
-def explained_variance(z: Tensor, a: Tensor, alpha: float = 1.0) -> Tensor:
-    """mean_c CELU_alpha(R²_c), R²_c = 1 - |z_c - a_c|² / (|z_c - mean|² + 1e-4), in (-alpha, 1].
+def squared_correlation(z: Tensor, a: Tensor, top: int | None = None) -> Tensor:
+    """mean_c r²_c, in [0, 1]; with `top`, over the largest values, see `top_values`."""
+    chosen = None if top is None else _channels(top_values(z, a, top))
+    return _mean(correlation(z, a, chosen).square(), chosen)
+
+
+def explained_variance(z: Tensor, a: Tensor, alpha: float = 1.0, top: int | None = None) -> Tensor:
+    """mean_c CELU_alpha(R²_c), R²_c = 1 - |z_c - a_c|² / (|z_c - mean|² + 1e-4), in (-alpha, 1]; `top` as above.
 
     Deviation: the authors' code takes alpha and leaves it out.
     """
-    return F.celu(_r2(_channels(z), _channels(a)), alpha).mean()
+    chosen = None if top is None else _channels(top_values(z, a, top))
+    return _mean(F.celu(_r2(_channels(z), _channels(a), chosen), alpha), chosen)
 
 
 def linear_cka_of_pixels(z: Tensor, a: Tensor) -> Tensor:
@@ -80,19 +89,16 @@ def hidden_losses(alpha: float = 1.0, top: int = 1000) -> dict[str, Loss]:
 
     log_corr clips to [1e-7, 1 - 1e-7], so that negative r has no gradient. wl1_corr does not differentiate w.
     """
-    explained = partial(explained_variance, alpha=alpha)
     return {
         "l1_corr": _one_minus(lambda z, a: correlation(z, a).abs().mean()),
-        "l2_corr": _one_minus(lambda z, a: correlation(z, a).square().mean()),
+        "l2_corr": _one_minus(squared_correlation),
         "wl1_corr": Loss(_weighted, lambda z, a: _share(z).sum() - _weighted(z, a)),
         "log_corr": Loss(
             lambda z, a: _log(correlation(z, a)).mean(), lambda z, a: _log(1 - correlation(z, a)).mean()
         ),
-        "exp_var": Loss(explained, lambda z, a: -explained(z, a)),
-        "topk_exp_var": Loss(
-            lambda z, a: _top_explained(z, a, alpha, top), lambda z, a: -_top_explained(z, a, alpha, top)
-        ),
-        "topk_l2_corr": _one_minus(lambda z, a: _top_l2(z, a, top)),
+        "exp_var": _minus(partial(explained_variance, alpha=alpha)),
+        "topk_exp_var": _minus(partial(explained_variance, alpha=alpha, top=top)),
+        "topk_l2_corr": _one_minus(partial(squared_correlation, top=top)),
         "lin_cka": _one_minus(linear_cka_of_pixels)._replace(per_channel=False),
         "l2_rel_rep": Loss(
             lambda z, a: -relative_representation_distance(z, a), relative_representation_distance, False
@@ -102,6 +108,10 @@ def hidden_losses(alpha: float = 1.0, top: int = 1000) -> dict[str, Loss]:
 
 def _one_minus(s: Side) -> Loss:
     return Loss(s, lambda z, a: 1 - s(z, a))
+
+
+def _minus(s: Side) -> Loss:
+    return Loss(s, lambda z, a: -s(z, a))
 
 
 def _weighted(z: Tensor, a: Tensor) -> Tensor:
@@ -117,21 +127,10 @@ def _log(r: Tensor) -> Tensor:
     return r.clamp(1e-7, 1 - 1e-7).log()
 
 
-def _top_explained(z: Tensor, a: Tensor, alpha: float, k: int) -> Tensor:
-    chosen = _channels(top_values(z, a, k))
-    r2 = _r2(_channels(z), _channels(a), chosen)
-    return _mean_where(F.celu(r2, alpha), chosen.any(1))
-
-
-def _top_l2(z: Tensor, a: Tensor, k: int) -> Tensor:
-    chosen = _channels(top_values(z, a, k))
-    units = [_normal(_centred(_channels(v), chosen)) for v in (z, a)]
-    return _mean_where((units[0] * units[1]).sum(1).square(), chosen.any(1))
-
-
-def _mean_where(values: Tensor, there: Tensor) -> Tensor:
-    """The mean over channels that have a chosen value."""
-    return torch.where(there, values, 0).sum() / there.sum()
+def _mean(values: Tensor, chosen: Tensor | None) -> Tensor:
+    """The mean over channels, those that have a chosen value."""
+    there = None if chosen is None else chosen.any(1)
+    return values.mean() if there is None else torch.where(there, values, 0).sum() / there.sum()
 
 
 def _channels(x: Tensor) -> Tensor:
@@ -146,15 +145,6 @@ def _centred(x: Tensor, chosen: Tensor | None = None) -> Tensor:
         return x - x.mean(1, keepdim=True)
     mean = (x * chosen).sum(1, keepdim=True) / chosen.sum(1, keepdim=True).clamp_min(1)
     return (x - mean) * chosen
-
-
-def _normal(x: Tensor) -> Tensor:
-    norm = x.norm(dim=1, keepdim=True)
-    return x * torch.where(norm > 0, 1 / torch.where(norm > 0, norm, 1), 0)  # 0 with gradient 0 without variance
-
-
-def _unit(x: Tensor) -> Tensor:
-    return _normal(_centred(x))
 
 
 def _r2(x: Tensor, y: Tensor, chosen: Tensor | None = None) -> Tensor:

@@ -1,15 +1,20 @@
-"""The output category: make a new network's answers unlike those of old ones."""
+"""The output category: make a new network's answers unlike those of old ones.
 
+Where the terms' gradients get in each other's way, they are projected, or the terms take turns: both give terms of
+unchanged value and another gradient, so that one `fit` serves them too.
+"""
+
+import inspect
 import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from reptrans.errors import BadValue, ShapeMismatch, UnknownName, suggest
+from reptrans.errors import BadValue, ShapeMismatch, UnknownName, choose, suggest
 from reptrans.extension.condition import Condition, check_numbers, labelled
-from reptrans.extension.conflict import alternating, parameters_before, pcgrad
+from reptrans.layers import front
 from reptrans.training.batches import answers_of
 
 STEPS = ("together", "pcgrad", "alternating")
@@ -113,8 +118,7 @@ class Outputs(Condition):
         **options: float,
     ):
         for what, given, possible in (("output loss", loss, OUTPUT_LOSSES), ("step", step, STEPS)):
-            if given not in possible:
-                raise UnknownName(f"there is no {what} {given!r}. {suggest(given, possible)}")
+            choose(given, possible, f"there is no {what} {{}}")
         check_numbers(weight=weight)
         if (step == "alternating") != (before is not None):
             raise BadValue(
@@ -124,9 +128,7 @@ class Outputs(Condition):
         chosen = {"loss": loss, "weight": weight, "step": step, "before": before, "options": options}
         super().__init__(new, olds, example, chosen)
         with torch.no_grad():
-            logits = answers_of(self.olds[0], example)
-            _check_classes(logits)
-            _try(loss, logits, options)
+            _try(loss, answers_of(self.olds[0], example), options)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._before = parameters_before(new, before) if before else None
 
@@ -134,7 +136,9 @@ class Outputs(Condition):
         """Terms and figures of a batch."""
         s, logits = self.settings, answers_of(self.new, batch.images)
         terms, figures = labelled(logits, batch.labels)
-        olds = [old.to(torch.promote_types(old.dtype, torch.float32)) for old in self.old_logits(batch.images)]
+        with torch.no_grad():
+            olds = [answers_of(old, batch.images) for old in self.olds]
+        olds = [old.to(torch.promote_types(old.dtype, torch.float32)) for old in olds]
         with torch.autocast(logits.device.type, enabled=False):
             found = OUTPUT_LOSSES[s["loss"]](logits.to(olds[0].dtype), olds, batch.labels, **s["options"])
         terms["diversity"] = s["weight"] * found
@@ -144,6 +148,58 @@ class Outputs(Condition):
             return pcgrad(terms, [p for p in self.new.parameters() if p.requires_grad]), figures
         self.steps += 1
         return alternating(terms, "diversity", self._before, even=int(self.steps) % 2 == 0), figures
+
+
+def pcgrad(terms: dict[str, Tensor], parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
+    """The terms, each with its gradient g_i projected: for all j != i with g_i g_j < 0, g_i -= (g_i g_j / |g_j|²) g_j.
+
+    Over all `parameters` as one vector, with g_j as they were; in the order of the terms (the original draws the order,
+    which makes no difference for two). Nothing but `parameters` gets gradients. Source: Yu et al. 2020, algorithm 1.
+    """
+    own = {name: _gradient(term, parameters) for name, term in terms.items()}
+    sizes, done = [p.numel() for p in parameters], {}
+    for name, term in terms.items():
+        g = own[name].clone()
+        for other in (own[n] for n in terms if n != name):
+            overlap, length = g @ other, other @ other
+            g -= torch.where((overlap < 0) & (length > 0), overlap / length.clamp_min(1e-30), 0) * other
+        done[name] = _with_gradient(term, parameters, g.split(sizes))
+    return done
+
+
+def alternating(
+    terms: dict[str, Tensor], regulariser: str, parameters: Sequence[nn.Parameter], even: bool
+) -> dict[str, Tensor]:
+    """The terms; at odd steps only those but `regulariser` move anything, at even steps it alone moves `parameters`."""
+    if not even:
+        return {n: term.detach() if n == regulariser else term for n, term in terms.items()}
+    found = torch.autograd.grad(terms[regulariser], parameters, allow_unused=True)
+    used = [(p, g) for p, g in zip(parameters, found, strict=True) if g is not None]
+    moved = _with_gradient(terms[regulariser], *zip(*used, strict=True))
+    return {n: moved if n == regulariser else term.detach() for n, term in terms.items()}
+
+
+def parameters_before(net: nn.Module, layer: str) -> list[nn.Parameter]:
+    """The trained parameters that lead to `layer`, the layer's own included. Raises BadValue, LayerNotFound."""
+    part = front(net, layer)
+    if not isinstance(part, fx.GraphModule):
+        raise BadValue(f"{type(net).__name__} cannot be traced, so what leads to {layer!r} is not known. Use 'pcgrad'.")
+    wanted = {id(p) for p in part.parameters() if p.requires_grad}
+    found = [p for p in net.parameters() if id(p) in wanted]
+    if not found:
+        raise BadValue(f"no parameter of {type(net).__name__} leads to {layer!r}. Name a layer behind the first ones.")
+    return found
+
+
+def _with_gradient(term: Tensor, parameters: Sequence[nn.Parameter], gradient: Sequence[Tensor]) -> Tensor:
+    """The value of `term`, with `gradient` (of the parameters' sizes, in any shape) as its gradient."""
+    zero = sum(((p - p.detach()) * g.view_as(p)).sum() for p, g in zip(parameters, gradient, strict=True))
+    return term.detach() + zero
+
+
+def _gradient(term: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+    found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return torch.cat([g.flatten() for g in found])
 
 
 def _inverted(new: Tensor, olds: list[Tensor], labels: Tensor, temperature: float) -> Tensor:
@@ -170,19 +226,14 @@ def _entropy(p: Tensor) -> Tensor:
     return -(p * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum(1)
 
 
-def _check_classes(logits: Tensor) -> None:
+def _try(loss: str, logits: Tensor, options: dict) -> None:
+    """The loss once, so that a wrong option is met before any training."""
     if logits.ndim != 2 or logits.shape[1] < 3:
         raise ShapeMismatch(
             f"the networks' output is {tuple(logits.shape)}; losses on outputs need (n, k) with k of 3 or more, to "
             "have two wrong classes at least. Use Hidden."
         )
-
-
-def _try(loss: str, logits: Tensor, options: dict) -> None:
-    """The loss once, so that a wrong option is met before any training."""
-    known = OUTPUT_LOSSES[loss].__code__.co_varnames[3 : OUTPUT_LOSSES[loss].__code__.co_argcount]
-    for name in options:
-        if name not in known:
-            allowed = suggest(name, known) if known else "It takes none."
-            raise UnknownName(f"{loss} has no option {name!r}. {allowed}")
+    known = list(inspect.signature(OUTPUT_LOSSES[loss]).parameters)[3:]
+    for name in options.keys() - set(known):
+        raise UnknownName(f"{loss} has no option {name!r}. {suggest(name, known) if known else 'It takes none.'}")
     OUTPUT_LOSSES[loss](logits, [logits], logits.argmax(1), **options)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from reptrans import paths
 from reptrans.checkpoints import default_recipe, fingerprint
-from reptrans.data import Dataset
-from reptrans.errors import BadValue
+from reptrans.data import Dataset, Loader, Split
+from reptrans.errors import BadValue, check_whole
 from reptrans.extension.condition import Condition, labelled
 from reptrans.extension.hidden import own_name
 from reptrans.files import file_name
@@ -72,56 +72,48 @@ def extend(
     Raises, before anything is trained, BadValue, what the condition raises, and what `compare` does at the layers: both
     are tried on untrained networks, which with `rehearsal` is all. A condition that trains has a `rehearse` for that.
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 2:
-        raise BadValue(f"count is {count!r}; it must be a whole number from 2 on: a first network, and one beside it.")
+    check_whole("count", count, 2, more=": a first network, and one beside it.")
     usual_plan, usual_size = default_recipe(dataset)
-    trainer = _Trainer(
+    s = _Setting(
         model, dataset, plan or usual_plan, usual_size if batch_size is None else batch_size, augment, seed,
-        Path(folder or paths.networks_root()), pick_device(device),
+        Path(folder or paths.networks_root()), pick_device(device), layers, fold, images,
     )  # fmt: skip
-    trainer.rehearse(condition, layers, fold)
+    _rehearse(s, condition)
     if rehearsal:
         return None
     networks, histories, tables = [], [], []
     for k in range(count):
-        made = trainer.train(k, networks, condition if k else None)
-        histories.append(made.history)
+        objective, history = _trained(s, k, networks, condition if k else None)
+        histories.append(history)
         if k:
-            others = [trainer.train(k, networks, None)] if independent and condition else []
-            for each in (made, *others):
-                tables.append(_report(trainer, k, each, networks, layers or made.layers, fold, images))
-        networks.append(made.network)
+            others = [_trained(s, k, networks, None)[0]] if independent and condition else []
+            tables += [_report(s, k, each, networks, _pairs(s, objective)) for each in (objective, *others)]
+        networks.append(objective.predictor().eval())
     return Extended(pd.concat(tables, ignore_index=True), networks, pd.concat(histories, ignore_index=True))
 
 
-class Alone(nn.Module):
+class Alone(Condition):
     """The objective of a network beside which there is none: cross-entropy."""
 
     def __init__(self, new: nn.Module):
-        super().__init__()
-        self._new, self.settings = (new,), {"kind": "none"}
+        nn.Module.__init__(self)  # and not the Condition's, which wants old networks
+        self._new, self._olds, self.settings = (new,), (), {"kind": "none"}
 
     def forward(self, batch, progress: float = 0.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return labelled(self._new[0](batch.images), batch.labels)
+        return labelled(self.new(batch.images), batch.labels)
 
     def modules_to_train(self) -> dict[str, nn.Module]:
-        return {"new": self._new[0]}
-
-    def predictor(self) -> nn.Module:
-        return self._new[0]
+        return {"new": self.new}
 
 
-@dataclass
-class _Made:
-    network: nn.Module
-    kind: str
-    layers: dict[str, str]
-    history: pd.DataFrame
+def network_seed(seed: int, k: int) -> int:
+    """The seed of weights and batches of network k in the sequence `seed`."""
+    return int(np.random.SeedSequence([seed, k]).generate_state(1)[0] >> np.uint32(1))
 
 
-@dataclass
-class _Trainer:
-    """What stays the same in one sequence."""
+@dataclass(frozen=True)
+class _Setting:
+    """What stays the same in one sequence; see `extend`."""
 
     model: str | Builder
     dataset: Dataset
@@ -131,103 +123,89 @@ class _Trainer:
     seed: int
     folder: Path
     device: torch.device
+    layers: Sequence[str] | None
+    fold: str
+    images: int
 
-    def train(self, k: int, olds: list[nn.Module], condition: MakeCondition | None) -> _Made:
-        """Network k, trained or, where its file says that it was, loaded."""
-        seed = network_seed(self.seed, k)
-        new = self._build(seed).to(self.device, self.plan.dtype)
-        objective = self._objective(new, list(olds), condition)
-        history = fit(
-            objective, objective.modules_to_train(), self._loader(seed), replace(self.plan, seed=seed),
-            checkpoint=self.folder / self._file_name(k, objective.settings, olds if condition else []),
-            label=f"network {k}",
-        )  # fmt: skip
-        kind, pairs = objective.settings["kind"], self._pairs(objective, new)
-        return _Made(objective.predictor().eval(), kind, pairs, history.assign(seed=self.seed, k=k, condition=kind))
+    def network(self, seed: int) -> nn.Module:
+        net = self.model(seed) if callable(self.model) else build(self.model, **self.dataset.form, seed=seed)
+        return net.to(self.device, self.plan.dtype)
 
-    def rehearse(self, condition: MakeCondition | None, layers: object, fold: str) -> None:
-        """Let everything that does not fit be said before minutes go into training: a step's losses, and a report."""
-        new, old = (self._build(seed).to(self.device, self.plan.dtype).eval() for seed in (0, 1))
-        few = self.dataset.test.select(torch.arange(min(_FEW, len(self.dataset.test))))
-        small = replace(self, dataset=replace(self.dataset, test=few))
-        with drawing(0, double=False):
-            objective = self._objective(new, [old], getattr(condition, "rehearse", condition)).eval()
-            objective(next(iter(small.test())))
-        made = _Made(objective.predictor().eval(), "", self._pairs(objective, new), pd.DataFrame())
-        _report(small, 1, made, [old], layers or made.layers, fold, _FEW)
-
-    def _objective(self, new: nn.Module, olds: list[nn.Module], condition: MakeCondition | None) -> nn.Module:
-        objective = condition(new, olds, example=self._example()) if condition else Alone(new)
-        if not hasattr(objective, "settings"):
-            raise BadValue(f"{type(objective).__name__} is no Condition: derive it from reptrans.extension.Condition.")
-        return objective
-
-    def _pairs(self, objective: nn.Module, new: nn.Module) -> dict[str, str]:
-        """{new layer: old layer} of the objective, or else all layers."""
-        return getattr(objective, "layers", {}) or {name: name for name in cuttable_layers(new)}
-
-    def test(self) -> object:
+    def test(self) -> Loader:
         return self.dataset.loader("test", max(self.batch_size, 500), device=self.device, dtype=self.plan.dtype)
 
-    def _build(self, seed: int) -> nn.Module:
-        if callable(self.model):
-            return self.model(seed)
-        d = self.dataset
-        return build(self.model, **d.form, seed=seed)
-
-    def _example(self) -> Tensor:
-        two = self.dataset.test.select(torch.arange(min(2, len(self.dataset.test))))
-        return next(iter(self.test().over(two))).images
-
-    def _loader(self, seed: int) -> object:
-        whole = len(self.dataset.train) >= self.batch_size
-        return self.dataset.loader(
-            "train", self.batch_size, shuffle=True, seed=seed, augment=self.augment, drop_last=whole,
-            device=self.device, dtype=self.plan.dtype,
-        )  # fmt: skip
-
-    def _file_name(self, k: int, settings: dict, olds: list[nn.Module]) -> str:
-        """Named after all that changes the result, the old networks' weights included."""
-        name = self.model if isinstance(self.model, str) else f"{self.model.__module__}.{self.model.__qualname__}"
-        training = [asdict(self.plan), self.batch_size, self.augment, self.seed]
-        recipe = [name, fingerprint(self.dataset), training, settings]
-        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
-        for tensor in (t for old in olds for t in old.state_dict().values()):
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        name = f"extension-{file_name(self.dataset.name)}-s{self.seed}-{k}-{settings['kind']}"
-        return f"{name}-{digest.hexdigest()[:8]}.safetensors"
+    def first(self, count: int) -> Split:
+        """The first test images."""
+        return self.dataset.test.select(torch.arange(min(count, len(self.dataset.test))))
 
 
-def network_seed(seed: int, k: int) -> int:
-    """The seed of weights and batches of network k in the sequence `seed`."""
-    return int(np.random.SeedSequence([seed, k]).generate_state(1)[0] >> np.uint32(1))
+def _trained(s: _Setting, k: int, olds: list[nn.Module], make: MakeCondition | None) -> tuple[Condition, pd.DataFrame]:
+    """Objective and rows of network k, trained or, where its file says that it was, loaded."""
+    seed, whole = network_seed(s.seed, k), len(s.dataset.train) >= s.batch_size
+    objective = _objective(s, s.network(seed), list(olds), make)
+    loader = s.dataset.loader(
+        "train", s.batch_size, shuffle=True, seed=seed, augment=s.augment, drop_last=whole, device=s.device,
+        dtype=s.plan.dtype,
+    )  # fmt: skip
+    file = s.folder / _file_name(s, k, objective.settings, olds if make else [])
+    plan = replace(s.plan, seed=seed)
+    rows = fit(objective, objective.modules_to_train(), loader, plan, checkpoint=file, label=f"network {k}")
+    return objective, rows.assign(seed=s.seed, k=k, condition=objective.settings["kind"])
 
 
-def _report(
-    t: _Trainer, k: int, made: _Made, olds: list[nn.Module], layers: object, fold: str, images: int
-) -> pd.DataFrame:
+def _rehearse(s: _Setting, make: MakeCondition | None) -> None:
+    """Let everything that does not fit be said before minutes go into training: a step's losses, and a report."""
+    new, old = (s.network(seed).eval() for seed in (0, 1))
+    small = replace(s, dataset=replace(s.dataset, test=s.first(_FEW)))
+    with drawing(0, double=False):
+        objective = _objective(s, new, [old], getattr(make, "rehearse", make)).eval()
+        objective(next(iter(small.test())))
+    _report(small, 1, objective, [old], _pairs(s, objective))
+
+
+def _objective(s: _Setting, new: nn.Module, olds: list[nn.Module], make: MakeCondition | None) -> Condition:
+    objective = make(new, olds, example=next(iter(s.test().over(s.first(2)))).images) if make else Alone(new)
+    if not hasattr(objective, "settings"):
+        raise BadValue(f"{type(objective).__name__} is no Condition: derive it from reptrans.extension.Condition.")
+    return objective
+
+
+def _file_name(s: _Setting, k: int, settings: dict, olds: list[nn.Module]) -> str:
+    """Named after all that changes the result, the old networks' weights included."""
+    model = s.model if isinstance(s.model, str) else f"{s.model.__module__}.{s.model.__qualname__}"
+    recipe = [model, fingerprint(s.dataset), [asdict(s.plan), s.batch_size, s.augment, s.seed], settings]
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
+    for tensor in (t for old in olds for t in old.state_dict().values()):
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    name = f"extension-{file_name(s.dataset.name)}-s{s.seed}-{k}-{settings['kind']}"
+    return f"{name}-{digest.hexdigest()[:8]}.safetensors"
+
+
+def _pairs(s: _Setting, objective: Condition) -> dict[str, str]:
+    """{new layer: old layer} to report on: those asked for, or the objective's own, or else all."""
+    found = s.layers or getattr(objective, "layers", None) or cuttable_layers(objective.new)
+    return found if isinstance(found, dict) else {name: name for name in found}
+
+
+def _report(s: _Setting, k: int, objective: Condition, olds: list[nn.Module], pairs: dict[str, str]) -> pd.DataFrame:
     """The rows of one network beside `olds`."""
-    pairs = dict(layers) if isinstance(layers, dict) else {name: name for name in layers}
-    answers = [predict(net, t.test()) for net in (*olds, made.network)]
-    labels, (*old, new) = answers[0][1], [logits for logits, _ in answers]
-    shares = [v.double().softmax(1) for v in (*old, new)]
+    net = objective.predictor().eval()
+    (*old, new), (labels, *_) = zip(*(predict(each, s.test()) for each in (*olds, net)), strict=True)
+    (*shares, share) = [logits.double().softmax(1) for logits in (*old, new)]
     common = {
         "accuracy": _right(new, labels),
         "old_accuracy": float(np.mean([_right(v, labels) for v in old])),
         "ensemble_accuracy": ensemble_accuracy([*old, new], labels),
         "error_consistency": float(np.mean([error_consistency(v, new, labels) for v in old])),
-        "jensen_shannon": float(np.mean([jensen_shannon(p, shares[-1]).item() for p in shares[:-1]])),
+        "jensen_shannon": float(np.mean([jensen_shannon(p, share).item() for p in shares])),
     }
-    first = t.dataset.test.select(torch.arange(min(images, len(labels))))
-    loader = t.test().over(first)
-    rows = []
+    loader, rows = s.test().over(s.first(s.images)), []
     for name, other in pairs.items():
-        there = [[own_name(net, other)] for net in olds]
-        here = [own_name(made.network, name)]
-        tables = [compare(made.network, net, loader, here, o, fold=fold) for net, o in zip(olds, there, strict=True)]
-        alike = [table.iloc[0, 0] for table in tables]
-        rows.append({"seed": t.seed, "k": k, "condition": made.kind, "layer": name,
-                     "similarity": float(np.mean(alike))} | common)  # fmt: skip
+        here = [own_name(net, name)]
+        tables = [compare(net, each, loader, here, [own_name(each, other)], fold=s.fold) for each in olds]
+        similarity = float(np.mean([table.iloc[0, 0] for table in tables]))
+        rows.append({"seed": s.seed, "k": k, "condition": objective.settings["kind"], "layer": name,
+                     "similarity": similarity} | common)  # fmt: skip
     return pd.DataFrame(rows)
 
 

@@ -19,10 +19,10 @@ from reptrans.inputs.measures import (
 )
 from reptrans.inputs.networks import FastFront, as_built, calibrated, fast_front, ladder
 from reptrans.inputs.objective import Objective, class_logit, match, weighted
-from reptrans.inputs.optimise import Inversion, octaves, optimise_input, resized
+from reptrans.inputs.optimise import Inversion, optimise_input
 from reptrans.inputs.pictures import load_pictures, picture_grid
-from reptrans.inputs.prior import blur, jitter, linear, random_crop, range_penalty, total_variation
-from reptrans.inputs.source import like_source
+from reptrans.inputs.prior import blur, jitter, like_source, linear, range_penalty, total_variation
+from reptrans.moved import moved
 
 __all__ = [
     "FastFront",
@@ -47,17 +47,18 @@ __all__ = [
     "match",
     "mse",
     "noise",
-    "octaves",
     "optimise_input",
     "outside",
     "picture_grid",
     "psnr",
-    "random_crop",
     "range_penalty",
-    "resized",
     "ssim",
     "total_variation",
     "triviality",
     "uniqueness_spread",
     "weighted",
 ]
+
+
+def __getattr__(name: str) -> object:
+    return moved(__name__, name)

@@ -38,7 +38,8 @@ class Fourier(nn.Module):
         super().__init__()
         check_start(start)
         self.size = tuple(start.shape[-2:])
-        self.register_buffer("gain", _gain(self.size, start))
+        frequency = torch.hypot(torch.fft.fftfreq(self.size[0])[:, None], torch.fft.rfftfreq(self.size[1])[None])
+        self.register_buffer("gain", 1 / frequency.clamp_min(1 / max(self.size)).to(start))
         self.values = nn.Parameter(self._coefficients(start.detach()))
 
     def forward(self) -> Tensor:
@@ -96,10 +97,3 @@ def check_start(images: Tensor, what: str = "images") -> None:
         raise BadValue(f"{what} are {images.dtype}; floating point in [0, 1] is expected. Divide by 255.")
     if not torch.isfinite(images).all():
         raise BadValue(f"{what} hold NaN or infinity.")
-
-
-def _gain(size: tuple[int, int], like: Tensor) -> Tensor:
-    """1 / max(f, 1 / max(h, w)), (h, w // 2 + 1)."""
-    height, width = size
-    frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
-    return 1 / frequency.clamp_min(1 / max(size)).to(like)

@@ -16,6 +16,7 @@ from reptrans.layers.trace import trace
 from reptrans.layers.values import answer
 from reptrans.training import evaluating
 from reptrans.training.batches import checked_network
+from reptrans.training.evaluation import keeping_random_state
 
 PRECISIONS = ("", "bfloat16")
 
@@ -87,7 +88,7 @@ def calibrated(net: nn.Module, images: Tensor) -> nn.Module:
     `images` (n, c, h, w) as the network takes them, several of them: normalised, if it is used to that.
     """
     net = copy.deepcopy(net)
-    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):  # dropout draws in train mode
+    with keeping_random_state(images.device):  # dropout draws in train mode
         update_bn([images], net)
     return net.eval()
 
@@ -108,15 +109,15 @@ def ladder(net: nn.Module) -> list[str]:
 @contextmanager
 def frozen(networks: Sequence[nn.Module]) -> Iterator[None]:
     """Eval mode and no gradients for any parameter inside; each as it was afterwards."""
-    parameters = [(p, p.requires_grad) for net in networks for p in net.parameters()]
+    moving = [p for net in networks for p in net.parameters() if p.requires_grad]
     try:
-        for p, _ in parameters:
-            p.requires_grad_(False)
+        for net in networks:
+            net.requires_grad_(False)
         with evaluating(*networks):
             yield
     finally:
-        for p, wanted in parameters:
-            p.requires_grad_(wanted)
+        for p in moving:
+            p.requires_grad_(True)
 
 
 def _whole(net: nn.Module) -> nn.Module:

@@ -5,13 +5,14 @@ Losses are summed over the batch wherever they are differentiated, so no image f
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reptrans.errors import BadValue, ShapeMismatch, UnknownName, suggest
+from reptrans.errors import BadValue, ShapeMismatch, choose
 from reptrans.training.batches import answers_of, checked_network
 
 DISTANCES = ("l1", "l2", "cosine")
@@ -72,8 +73,7 @@ def match(
     Raises UnknownName (distance), ShapeMismatch, BadValue for a target of zeros or with NaN.
     Source: l2 is that of Mahendran & Vedaldi (2015, eq. 2); l1 that of Badger's scripts, there times a k set by hand.
     """
-    if distance not in DISTANCES:
-        raise UnknownName(f"there is no distance {distance!r} of activations. {suggest(distance, DISTANCES)}")
+    choose(distance, DISTANCES, "there is no distance {} of activations")
     checked_network(front)
     if isinstance(target, Tensor):
         target = target.detach()
@@ -92,14 +92,12 @@ def match(
             )
         return u.flatten(1), v.flatten(1).expand(len(u), -1)
 
-    def losses(images: Tensor) -> Tensor:
+    def apart(images: Tensor, distance: str = distance, scale: float | None = scale) -> Tensor:
         return _distance(*pair(images), distance, scale)
 
-    def errors(images: Tensor) -> Tensor:
-        return _distance(*pair(images), "l1", None)
-
     networks = (front,) if isinstance(target, Tensor) else (front, target)
-    return Objective(losses, networks, losses if distance == "l1" and scale is None else errors)
+    relative = distance == "l1" and scale is None
+    return Objective(apart, networks, apart if relative else partial(apart, distance="l1", scale=None))
 
 
 def weighted(
@@ -124,7 +122,9 @@ def weighted(
         norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients])
         factors = torch.tensor(weights).to(norms)[:, None] * norms.mean(0) / norms.clamp_min(1e-30)
         direction = sum(f.view(-1, 1, 1, 1) * g for f, g in zip(factors, gradients, strict=True))
-        return _Directed.apply(images, sum(w * v for w, v in zip(weights, values, strict=True)), direction)
+        # The plain sum, plus a zero that has the direction as its gradient.
+        zero = ((images - images.detach()) * direction).flatten(1).sum(1)
+        return sum(w * v for w, v in zip(weights, values, strict=True)) + zero
 
     return Objective(losses, tuple(net for each in objectives for net in each.networks))
 
@@ -136,20 +136,6 @@ def value_and_gradient(objective: Callable[[Tensor], Tensor], images: Tensor) ->
         losses = objective(seen)
         (gradient,) = torch.autograd.grad(losses.sum(), seen)
     return losses.detach(), gradient
-
-
-class _Directed(torch.autograd.Function):
-    """n values whose gradient with respect to the images is given."""
-
-    @staticmethod
-    def forward(ctx, images: Tensor, values: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        return values.clone()
-
-    @staticmethod
-    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return upstream.view(-1, 1, 1, 1) * gradient, None, None
 
 
 def _distance(u: Tensor, v: Tensor, distance: str, scale: float | None) -> Tensor:

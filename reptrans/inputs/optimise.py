@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from reptrans.errors import BadValue, Diverged, ShapeMismatch
+from reptrans.errors import BadValue, Diverged, ShapeMismatch, check_whole
 from reptrans.inputs.image import Fourier, Pixels, check_images
-from reptrans.inputs.measures import input_errors, mse
+from reptrans.inputs.measures import input_errors, mse, outside
 from reptrans.inputs.networks import frozen
 from reptrans.inputs.objective import Objective
 from reptrans.inputs.prior import Projection, Term, Transform, total_variation
@@ -72,68 +72,64 @@ def optimise_input(
     finite loss.
     Source: Mahendran & Vedaldi (2015); Badger's input generation (blog, 2021), whose constants `like_source` gives.
     """
-    _check_numbers(steps, lr, points)
+    check_whole("steps", steps, 0)
+    check_whole("points", points, 0)
+    if not callable(lr) and not 0 < lr < math.inf:
+        raise BadValue(f"lr is {lr!r}; it must be a number above 0, or a function of progress.")
     if reference is not None:
         check_images(reference, "references")
     with frozen(objective.networks), keeping_random_state(image().device):
         _check_start(objective, image, reference)
-        descent = _Descent(objective, image, prior, transforms, projection, seed, portable)
-        descent.run(optimiser, lr, steps, points, reference)
-        rows = descent.rows(reference)
-    _warn(rows)
+        descent = _Descent(objective, image, prior, transforms, projection, seed, portable, reference)
+        descent.run(optimiser, lr, steps, points)
+        rows = descent.rows()
+    for _, row in rows[rows["diverged"]].iterrows():
+        warnings.warn(
+            f"row {row['row']} has no finite loss or gradient after {row['steps']} steps; its last finite image is "
+            "kept. Try a smaller lr.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return Inversion(image().detach().clone(), rows, pd.DataFrame(descent.trace))
-
-
-def octaves(objective: Callable[[int], Objective], start: Tensor, sizes: Sequence[int], **settings) -> list[Inversion]:
-    """The descent at each of `sizes` (pixels), every time from the last result, resized; `objective` is asked for each.
-
-    `settings` as for `optimise_input`. Source: the octaves of Mordvintsev, Olah & Tyka (2015), as in Badger's pages.
-    """
-    found = []
-    for size in sizes:
-        start = resized(found[-1].images if found else start, size)
-        found.append(optimise_input(objective(size), Pixels(start), **settings))
-    return found
-
-
-def resized(images: Tensor, size: int) -> Tensor:
-    """Squares of `size` pixels, bilinear, with antialiasing where they shrink."""
-    return nn.functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
 
 
 class _Descent:
     """The state of one descent: the image, its last finite version, and which rows are still alive."""
 
-    def __init__(self, objective, image, prior, transforms, projection, seed, portable):
+    def __init__(self, objective, image, prior, transforms, projection, seed, portable, reference):
         self.objective, self.image, self.prior, self.portable = objective, image, prior, portable
         self.transforms, self.projection = transforms, projection
+        self.reference = None if reference is None else reference.to(image.values)
         self.generator = torch.Generator().manual_seed(seed)
         self.alive = torch.ones(len(image.values), dtype=torch.bool, device=image.values.device)
         self.ended = torch.zeros_like(self.alive, dtype=torch.int64)
         self.kept, self.trace = image.values.detach().clone(), []
 
-    def run(self, optimiser, lr, steps: int, points: int, reference: Tensor | None) -> None:
+    def run(self, optimiser, lr, steps: int, points: int) -> None:
         opt = optimiser(self.image.parameters(), lr=_rate(lr, 0.0))
         if isinstance(opt, torch.optim.LBFGS) and len(self.alive) > 1:
             raise BadValue(f"L-BFGS mixes the rows of a batch, which has {len(self.alive)}. Give one image at a time.")
         measured = {round(i * steps / points) for i in range(points)} if points else set()
         for step in range(steps):
             if step in measured:
-                self.measure(step, reference)
+                self.measure(step)
             for group in opt.param_groups:
                 group["lr"] = _rate(lr, step / steps)
             self.step(opt, step / steps)
             self.ended += self.alive
         self.settled()
         if points:
-            self.measure(steps, reference)
+            self.measure(steps)
 
     def step(self, opt: torch.optim.Optimizer, progress: float) -> None:
         values, first = self.image.values, []
         before = values.detach().clone()
 
         def closure() -> Tensor:
-            losses = self.losses()
+            images = seen = self.image()
+            for transform in self.transforms:
+                seen = transform(seen, self.generator)
+            losses = self.objective(seen) + sum(term(images) for term in self.prior)
             (gradient,) = torch.autograd.grad(losses.sum(), values)
             finite = torch.isfinite(losses) & torch.isfinite(gradient).flatten(1).all(1)
             first.append(finite) if not first else None
@@ -148,18 +144,11 @@ class _Descent:
             round_to_single(self.image.parameters())
         self.keep(first[0], before)
 
-    def losses(self) -> Tensor:
-        images = self.image()
-        seen = images
-        for transform in self.transforms:
-            seen = transform(seen, self.generator)
-        return self.objective(seen) + sum(term(images) for term in self.prior)
-
     @torch.no_grad()
     def keep(self, finite: Tensor, at: Tensor) -> None:
         """Take note of the rows of `at` that are `finite`, and hold the others where that was last so."""
         self.alive &= finite
-        alive = _by_row(self.alive, at)
+        alive = self.alive.view(-1, *(1,) * (at.ndim - 1))
         self.kept = torch.where(alive, at, self.kept)
         self.image.values.copy_(torch.where(alive, self.image.values, self.kept))
 
@@ -175,60 +164,35 @@ class _Descent:
     @torch.no_grad()
     def figures(self) -> dict[str, list[float]]:
         errors, losses = self.objective.errors, self.settled()
-        if errors is None:
-            found = torch.full_like(losses, math.nan)
-        else:
-            found = losses if errors is self.objective.losses else errors(self.image())
-        return {"loss": losses.tolist(), "relative_error": found.tolist()}
+        known = losses if errors else torch.full_like(losses, math.nan)
+        if errors not in (None, self.objective.losses):
+            known = errors(self.image())
+        return {"loss": losses.tolist(), "relative_error": known.tolist()}
 
-    def measure(self, step: int, reference: Tensor | None) -> None:
+    def measure(self, step: int) -> None:
         figures = self.figures()
-        images = self.image().detach()
-        if reference is not None:
-            figures["mse"] = mse(images, reference.to(images)).tolist()
-        self.trace += [{"step": step, "row": i} | {name: values[i] for name, values in figures.items()}
-                       for i in range(len(images))]  # fmt: skip
+        if self.reference is not None:
+            figures["mse"] = mse(self.image().detach(), self.reference).tolist()
+        rows = zip(*figures.values(), strict=True)
+        self.trace += [{"step": step, "row": i} | dict(zip(figures, row, strict=True)) for i, row in enumerate(rows)]
 
-    def rows(self, reference: Tensor | None) -> pd.DataFrame:
+    def rows(self) -> pd.DataFrame:
         figures, images = self.figures(), self.image().detach()
         table = pd.DataFrame({"row": range(len(images))} | figures)
-        table["steps"] = self.ended.tolist()
-        table["diverged"] = (~self.alive).tolist()
-        if reference is None:
-            return table.assign(outside=((images < 0) | (images > 1)).flatten(1).double().mean(1).tolist())
-        return pd.concat([table, input_errors(images, reference.to(images))], axis=1)
-
-
-def _by_row(mask: Tensor, like: Tensor) -> Tensor:
-    return mask.view(-1, *(1,) * (like.ndim - 1))
+        table = table.assign(steps=self.ended.tolist(), diverged=(~self.alive).tolist())
+        if self.reference is None:
+            return table.assign(outside=outside(images).tolist())
+        return pd.concat([table, input_errors(images, self.reference)], axis=1)
 
 
 def _rate(lr: float | Callable[[float], float], progress: float) -> float:
     return lr(progress) if callable(lr) else lr * (1 + math.cos(math.pi * progress)) / 2
 
 
-def _check_numbers(steps: int, lr, points: int) -> None:
-    if type(steps) is not int or steps < 0:
-        raise BadValue(f"steps is {steps!r}; it must be a whole number from 0.")
-    if not callable(lr) and not (lr > 0 and math.isfinite(lr)):
-        raise BadValue(f"lr is {lr!r}; it must be a number above 0, or a function of progress.")
-    if type(points) is not int or points < 0:
-        raise BadValue(f"points is {points!r}; it must be a whole number from 0.")
-
-
 @torch.no_grad()
 def _check_start(objective: Objective, image: Pixels | Fourier, reference: Tensor | None) -> None:
     images = image()
-    try:
-        losses = objective(images)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        first = str(error).splitlines()[0]
-        raise ShapeMismatch(
-            f"the objective's network cannot take images {tuple(images.shape)} of {images.dtype}: {first}. Use the "
-            "number of channels, the size and the type that the network was made for."
-        ) from error
+    losses = objective(images)
     if reference is not None and (reference.shape[1:] != images.shape[1:] or len(reference) not in (1, len(images))):
         raise ShapeMismatch(f"references {tuple(reference.shape)} do not fit images {tuple(images.shape)}.")
     if not torch.isfinite(losses).all():
@@ -236,14 +200,4 @@ def _check_start(objective: Objective, image: Pixels | Fourier, reference: Tenso
         raise Diverged(
             f"the loss of row {row} is {losses[row].item()} before the first step. Does the network give finite "
             "activations, and does it have its weights?"
-        )
-
-
-def _warn(rows: pd.DataFrame) -> None:
-    for _, row in rows[rows["diverged"]].iterrows():
-        warnings.warn(
-            f"row {row['row']} has no finite loss or gradient after {row['steps']} steps; its last finite image is "
-            "kept. Try a smaller lr.",
-            RuntimeWarning,
-            stacklevel=3,
         )

@@ -11,11 +11,20 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tv
 
-from reptrans.errors import BadValue
+from reptrans.errors import BadValue, choose
 
 Term = Callable[[Tensor], Tensor]
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 Projection = Callable[[Tensor, float], Tensor]
+
+# steps, step size from and to, blur from and to, and k of the loss (k sum |y - O(a)|, or |200 - O_i(a)| for a class).
+_PUBLISHED = {
+    "class": (220, (1.5, 1.0), (2.4, 0.8), 1.0),
+    "output": (220, (2.5, 1.5), (2.4, 0.4), 0.05),
+    "trained layer4": (220, (2.5, 1.5), (2.4, 0.4), 0.0002),
+    "untrained layer1": (220, (2.5, 1.5), (2.4, 0.4), 0.01),
+    "untrained layer4": (500, (0.1, 0.1), (2.4, 0.4), 0.15),
+}
 
 
 def total_variation(weight: float = 0.1) -> Term:
@@ -47,19 +56,9 @@ def jitter(pixels: int) -> Transform:
     _check("pixels", pixels)
 
     def transform(images: Tensor, generator: torch.Generator) -> Tensor:
-        padded = F.pad(images, (pixels,) * 4, mode="reflect")
-        return _window(padded, images.shape[-2], images.shape[-1], generator)
-
-    return transform
-
-
-def random_crop(size: int) -> Transform:
-    """A square of `size` pixels from anywhere; the same for all images of a step, and the only part that moves then."""
-
-    def transform(images: Tensor, generator: torch.Generator) -> Tensor:
-        if not 1 <= size <= min(images.shape[-2:]):
-            raise BadValue(f"crops of {size} pixels from images of {images.shape[-2]} x {images.shape[-1]}.")
-        return _window(images, size, size, generator)
+        padded, (height, width) = F.pad(images, (pixels,) * 4, mode="reflect"), images.shape[-2:]
+        top, left = (int(torch.randint(2 * pixels + 1, (), generator=generator)) for _ in range(2))
+        return padded[..., top : top + height, left : left + width]
 
     return transform
 
@@ -85,10 +84,23 @@ def linear(start: float, end: float) -> Callable[[float], float]:
     return lambda progress: start * (1 - progress) + end * progress
 
 
-def _window(images: Tensor, height: int, width: int, generator: torch.Generator) -> Tensor:
-    rows, columns = images.shape[-2] - height + 1, images.shape[-1] - width + 1
-    top, left = (int(torch.randint(count, (), generator=generator)) for count in (rows, columns))
-    return images[..., top : top + height, left : left + width]
+def like_source(what: str) -> tuple[dict, float]:
+    """(settings of `optimise_input`, scale k) of one published case: "class", "output", "trained layer4", ...
+
+        settings, k = like_source("untrained layer1")
+        optimise_input(match(part, part(image), scale=k), Pixels(noise(1, image.shape[1:])), **settings)
+
+    Plain gradient descent with a step size, and a 3 x 3 blur after each step with a width, that fall along a line; no
+    prior. Starts are N(0.7, 1/20) at 299 x 299 pixels, the default of `noise`; images are not normalised.
+    A blur after the step is off the loss's minimum, k and the step were set by hand for each layer, and some do not
+    converge (on an untrained ResNet50's layer4 the error grows): for work, take the defaults of `optimise_input`.
+    Raises UnknownName.
+    Source: Badger's scripts (nnetworks, depth-representation; 2021 to 2022), one octave.
+    """
+    steps, step_size, width, k = choose(what, _PUBLISHED, "the source has no case {}")
+    settings = {"steps": steps, "optimiser": torch.optim.SGD, "lr": linear(*step_size), "prior": (),
+                "projection": blur(linear(*width), kernel=3)}  # fmt: skip
+    return settings, k
 
 
 def _check(name: str, value: float) -> None:

@@ -1,5 +1,6 @@
 """What transfer by learned matching is compared with: parts that need no meta-learning, and the table of methods."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -7,8 +8,8 @@ from torch import Tensor, nn
 
 from reptrans.errors import BadValue
 from reptrans.l2t.matching import Looked, both
-from reptrans.l2t.pairs import Pair, resized
-from reptrans.matching import Table, attention, l2, softened_kl
+from reptrans.l2t.pairs import Pair
+from reptrans.matching import Match, Table, attention, l2, softened_kl
 from reptrans.randomness import drawing
 from reptrans.training import evaluating
 from reptrans.training.batches import answers_of, checked_network
@@ -53,33 +54,25 @@ METHODS = Table(
 class AttentionTransfer(nn.Module):
     """Term "attention": weight * sum over pairs of ||Q_S - Q_T||², Q = n(sum_c A_c²) the unit attention map.
 
-    `pairs`: (source layer, target layer), both of maps; the source's maps are resized to the target's side. Mean over
-    images; between 0 and 2 for each pair. Raises ShapeMismatch, LayerNotFound.
+    `pairs`: (source layer, target layer), both of maps; the larger ones are averaged down to the smaller side. Mean
+    over images; between 0 and 2 for each pair. Raises ShapeMismatch, LayerNotFound.
     Source: Zagoruyko and Komodakis 2017, as used by Jang et al. 2019, who average over pixels as well; the weight says
     how much of that is wanted.
     """
 
-    def __init__(
-        self, target: nn.Module, source: nn.Module, pairs: list[Pair], example: Tensor, weight: float = 1.0,
-        resize: str = "area",
-    ):  # fmt: skip
+    def __init__(self, target: nn.Module, source: nn.Module, pairs: list[Pair], example: Tensor, weight: float = 1.0):
         super().__init__()
-        self.pairs, self.weight, self.resize, self.map = list(pairs), weight, resize, attention()
-        self.source_layers, self.target_layers = ([pair[side] for pair in self.pairs] for side in (0, 1))
-        sources, targets = both(target, source, self.pairs, example)
-        for x in (*sources.values(), *targets.values()):
-            self.map(x)  # refuses what is no map
-
-    def trained(self) -> list[nn.Parameter]:
-        return []
+        self.weight, self.map = weight, attention()
+        self.matches = [Match(s, t, l2, self.map, self.map, resize=True) for s, t in pairs]
+        self.source_layers, self.target_layers = ([pair[side] for pair in pairs] for side in (0, 1))
+        sources, targets = both(target, source, pairs, example)
+        self._distance(sources, targets)  # refuses what is no map
 
     def forward(self, looked: Looked) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        found = 0.0
-        for s, t in self.pairs:
-            target = looked.target[t].to(looked.source[s].dtype)
-            source = resized(looked.source[s], target.shape[2:], self.resize)
-            found = found + l2(self.map(source), self.map(target))
-        return {"attention": self.weight * found}, {}
+        return {"attention": self.weight * self._distance(looked.source, looked.target)}, {}
+
+    def _distance(self, source: dict[str, Tensor], target: dict[str, Tensor]) -> Tensor:
+        return sum(l2(*(self.map(x) for (x,) in match.values(source, target))) for match in self.matches)
 
 
 class Answers(nn.Module):
@@ -103,9 +96,6 @@ class Answers(nn.Module):
         self.weight, self.temperature, self.distance = weight, temperature, softened_kl(temperature)
         self.source_layers, self.target_layers = [], [layer]
 
-    def trained(self) -> list[nn.Parameter]:
-        return list(self.parameters())
-
     def forward(self, looked: Looked) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         features = looked.target[self.target_layers[0]].to(self.head.weight.dtype)
         found = self.distance(looked.source_logits.to(features.dtype), self.head(features))
@@ -117,12 +107,11 @@ def start_from(target: nn.Module, source: nn.Module, example: Tensor) -> list[st
 
     Raises BadValue where no weight fits.
     """
-    heads = [_named(net, before_head(net, example)[1]) for net in (target, source)]
+    heads = [before_head(net, example)[1] for net in (target, source)]
+    apart = {name for net in (target, source) for name, module in net.named_modules() if module in heads}
     own, theirs = target.state_dict(), source.state_dict()
-    fits = [
-        name for name, value in own.items()
-        if name in theirs and theirs[name].shape == value.shape and name.rpartition(".")[0] not in heads
-    ]  # fmt: skip
+    alike = [name for name, value in own.items() if name in theirs and theirs[name].shape == value.shape]
+    fits = [name for name in alike if name.rpartition(".")[0] not in apart]
     if not any(own[name].ndim > 1 for name in fits):
         raise BadValue("no layer of the target has a name and shape of the source's, so none can start from it.")
     target.load_state_dict({name: theirs[name] for name in fits}, strict=False)
@@ -131,27 +120,20 @@ def start_from(target: nn.Module, source: nn.Module, example: Tensor) -> list[st
 
 def before_head(net: nn.Module, example: Tensor) -> tuple[str, nn.Linear]:
     """(the layer whose output the last linear layer gets, that linear layer)."""
-    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
-    checked_network(net)
+    made, heads = [], []
 
     def keep(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        calls.append((module, inputs[0], output))
+        if isinstance(module, nn.Linear):
+            heads[:] = [(name, module) for name, value in made if value is inputs[0]]
+        made.append((names[module], output))
 
-    hooks = [m.register_forward_hook(keep) for m in net.modules() if not list(m.children())]
-    try:
-        with evaluating(net), torch.no_grad():
-            answers_of(net, example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    last = next(((m, x) for m, x, _ in reversed(calls) if isinstance(m, nn.Linear)), None)
-    found = last and next((m for m, _, y in reversed(calls) if y is last[1]), None)
-    if not found:
+    names = {module: name for name, module in checked_network(net).named_modules() if not list(module.children())}
+    with ExitStack() as hooks, evaluating(net), torch.no_grad():
+        for module in names:
+            hooks.callback(module.register_forward_hook(keep).remove)
+        answers_of(net, example)
+    if not heads:
         raise BadValue(
             f"{type(net).__name__} has no linear layer that gets another layer's output, to take for its head."
         )
-    return _named(net, found), last[0]
-
-
-def _named(net: nn.Module, module: nn.Module) -> str:
-    return next(name for name, m in net.named_modules() if m is module)
+    return heads[-1]

@@ -22,7 +22,8 @@ def matching_lines(strengths: Mapping[Pair, float], most: float | None = None, a
         raise BadValue("strengths is empty; give {(source layer, target layer): mean lambda}.")
     ax = ax or plt.subplots(figsize=(3.2, 3.2))[1]
     most = most or max(strengths.values()) or 1.0
-    heights = [_heights(list(dict.fromkeys(pair[side] for pair in strengths))) for side in (0, 1)]
+    sides = [list(dict.fromkeys(side)) for side in zip(*strengths, strict=True)]
+    heights = [{name: k / max(1, len(names) - 1) for k, name in enumerate(names)} for names in sides]
     for (s, t), strength in strengths.items():
         ax.plot(
             (0, 1),
@@ -62,7 +63,3 @@ def saliency(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """`saliency_maps` (n, h, w) of the labels (n,), each image's adding up to 1; zeros where no pixel matters."""
     found = saliency_maps(net, images, labels)
     return found / found.sum((1, 2), keepdim=True).clamp_min(1e-12)
-
-
-def _heights(names: list[str]) -> dict[str, float]:
-    return {name: k / max(1, len(names) - 1) for k, name in enumerate(names)}

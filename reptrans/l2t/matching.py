@@ -7,14 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from reptrans.errors import InPlaceChange, UnknownName, suggest
+from reptrans.errors import choose
 from reptrans.l2t.pairs import Maps, Pair, Pairs, as_maps
 from reptrans.l2t.weights import Weights, dead
 from reptrans.layers import record
 from reptrans.training import evaluating
 from reptrans.training.batches import answers_of, checked_network
 
-LIKE = ("authors",)
+LIKE = {"authors": {"initial": "random", "summed": True}}
 
 
 class Looked(NamedTuple):
@@ -48,41 +48,31 @@ class Matching(nn.Module):
         **weights,
     ):
         super().__init__()
-        if like is not None and like not in LIKE:
-            raise UnknownName(f"there is no preset like={like!r}. {suggest(like, LIKE)}")
-        theirs = {"initial": "random", "summed": True} if like else {}
+        theirs = {} if like is None else choose(like, LIKE, "there is no preset like={}")
         sources, targets = both(target, source, pairs, example)
         resize = resize or ("bilinear" if like else "area")
         self.pairs = Pairs(pairs, sources, targets, resize=resize, seed=seed)
         self.weights = Weights(self.pairs, seed=seed + 1, **(theirs | weights))
         self.source_layers, self.target_layers = list(self.pairs.channels), list(self.pairs.of_target)
-        self.last: tuple[dict[str, Maps], dict[str, Tensor]] | None = None
         self._warn_of_dead(sources)
 
-    def trained(self) -> list[nn.Parameter]:
-        """What the real step moves: the regressors."""
-        return list(self.pairs.parameters())
-
-    def forward(self, looked: Looked) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Terms and figures; `last` keeps the prepared maps and W with its graph, for a probe on the same batch."""
+    def forward(self, looked: Looked) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[dict[str, Maps], dict]]:
+        """Terms, figures, and what a probe on the same batch goes on from: prepared maps, and W with its graph."""
         prepared = self.pairs.prepared(looked.source)
         coefficients, where = self.weights(means(looked.source))
-        self.last = prepared, coefficients
         differences = self.pairs(prepared, looked.target)
         loss = sum((coefficients[t].detach() * d).sum() for t, d in differences.items())
         found = where.detach().mean(0)
-        return {"matching": loss}, {f"{s} > {t}": found[k] for k, (s, t) in enumerate(self.pairs.pairs)}
+        figures = {f"{s} > {t}": found[k] for k, (s, t) in enumerate(self.pairs.pairs)}
+        return {"matching": loss}, figures, (prepared, coefficients)
 
     def _warn_of_dead(self, sources: Mapping[str, Tensor]) -> None:
+        pairs = self.pairs.pairs
         with torch.no_grad():
-            gone = dead(self.weights.pair_weights(means(sources)), self.pairs.pairs)
-        # A pair that was given the factor 0 is meant to be.
-        gone = [pair for pair in gone if self.weights.factors[self.pairs.pairs.index(pair)]]
+            gone = dead(self.weights.pair_weights(means(sources)), pairs)
         if gone:
             named = ", ".join(f"{s} > {t}" for s, t in gone)
-            warnings.warn(
-                f"{len(gone)} of {len(self.pairs.pairs)} pairs are dead from the start: {named}", stacklevel=3
-            )
+            warnings.warn(f"{len(gone)} of {len(pairs)} pairs are dead from the start: {named}", stacklevel=3)
 
 
 def means(sources: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -96,24 +86,13 @@ def both(
     """Activations of the pairs' layers for a few images, (source's, target's), both networks in eval mode."""
     layers = [list(dict.fromkeys(side)) for side in zip(*pairs, strict=True)] or [[], []]
     with evaluating(checked_network(source), checked_network(target)), torch.no_grad():
-        sources, targets = (
-            look(net, names, example, True)[1] for net, names in zip((source, target), layers, strict=True)
-        )
-    return sources, targets
+        return look(source, layers[0], example)[1], look(target, layers[1], example)[1]
 
 
-def look(net: nn.Module, layers: Sequence[str], images: Tensor, copies: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    """(output, activations by layer) of `net` as it is, with their graph."""
+def look(
+    net: nn.Module, layers: Sequence[str], images: Tensor, copies: bool = True
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """(output, activations by layer) of `net` as it is, with their graph; copies, for what works in place behind."""
     with record(net, layers, clone=copies, detach=False) as seen:
         output = answers_of(net, images)
     return output, {name: seen[name] for name in layers}
-
-
-def overwrites(net: nn.Module, layers: Sequence[str], example: Tensor) -> bool:
-    """Whether an in-place operation of `net` overwrites the output of one of `layers`, so that copies are needed."""
-    try:
-        with evaluating(net), torch.no_grad():
-            look(net, layers, example, copies=False)
-    except InPlaceChange:
-        return True
-    return False

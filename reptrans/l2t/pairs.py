@@ -7,25 +7,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reptrans.errors import BadValue, ShapeMismatch, UnknownName, suggest
-from reptrans.layers import front
+from reptrans.errors import BadValue, ShapeMismatch, choose
 from reptrans.randomness import drawing
-from reptrans.training import evaluating
 
 RESIZING = ("area", "bilinear")
 Pair = tuple[str, str]
 
 
-class Together(nn.Module):
+class Together(nn.ModuleDict):
     """Several source networks as one: layers of part `name` are called `name.layer`; the output is the first one's."""
 
     def __init__(self, **nets: nn.Module):
-        super().__init__()
-        for name, net in nets.items():
-            self.add_module(name, net)
+        super().__init__(nets)
 
     def forward(self, images: Tensor) -> Tensor:
-        return [net(images) for net in self.children()][0]
+        return [net(images) for net in self.values()][0]
 
 
 class Maps(NamedTuple):
@@ -72,29 +68,18 @@ class Pairs(nn.Module):
                 wide = sum(self.channels[s] for s in names)
                 self.regressors[_key(t)] = nn.Conv2d(targets[t].shape[1], wide, 1).to(like.device, like.dtype)
 
-    @property
-    def ordered(self) -> list[Pair]:
-        """The pairs in the order in which channels stand in `forward`'s results."""
-        return [(s, t) for t, names in self.of_target.items() for s in names]
-
     def prepared(self, sources: Mapping[str, Tensor]) -> dict[str, Maps]:
         """By target layer, its pairs' source maps side by side, at its size; each distinct size is made once."""
-        made: dict[tuple, Tensor] = {}
-        for s, t in self.pairs:
-            if (s, self.sizes[t]) not in made:
-                made[s, self.sizes[t]] = resized(as_maps(sources[s]), self.sizes[t], self.resize)
+        wanted = dict.fromkeys((s, self.sizes[t]) for s, t in self.pairs)
+        made = {(s, size): resized(as_maps(sources[s]), size, self.resize) for s, size in wanted}
         joined = {t: torch.cat([made[s, self.sizes[t]] for s in names], 1) for t, names in self.of_target.items()}
         return {t: Maps(x, x.mean((2, 3)), x.square().mean((2, 3))) for t, x in joined.items()}
 
     def forward(self, prepared: Mapping[str, Maps], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """D by target layer: (n, channels of all its pairs)."""
-        found = {}
-        for t, source in prepared.items():
-            x, regressor = as_maps(targets[t]), self.regressors[_key(t)]
-            # Many pixels and few channels: two small Grams instead of a residual of the maps' full size.
-            by_moments = x[0, 0].numel() >= 4 * x.shape[1]
-            found[t] = (_by_moments if by_moments else _by_residual)(source, x, regressor)
-        return found
+        return {
+            t: _differences(source, as_maps(targets[t]), self.regressors[_key(t)]) for t, source in prepared.items()
+        }
 
     def split(self, joined: Mapping[str, Tensor]) -> dict[Pair, Tensor]:
         """(n, channels of all pairs) by target layer to (n, c) by pair."""
@@ -103,13 +88,6 @@ class Pairs(nn.Module):
             pieces = joined[t].split([self.channels[s] for s in names], 1)
             parts |= {(s, t): piece for s, piece in zip(names, pieces, strict=True)}
         return {pair: parts[pair] for pair in self.pairs}
-
-
-def seen(net: nn.Module, layers: Sequence[str], images: Tensor) -> dict[str, Tensor]:
-    """Activations of the frozen network, in eval mode and without gradients; it runs no further than it must."""
-    layers = list(dict.fromkeys(layers))
-    with evaluating(net), torch.no_grad():
-        return front(net, layers)(images)
 
 
 def resized(x: Tensor, size: tuple[int, int], how: str) -> Tensor:
@@ -127,15 +105,14 @@ def as_maps(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def _by_residual(source: Maps, x: Tensor, regressor: nn.Conv2d) -> Tensor:
-    return (source.maps - regressor(x)).square().mean((2, 3))
-
-
-def _by_moments(source: Maps, x: Tensor, regressor: nn.Conv2d) -> Tensor:
-    """The same, from sums over pixels: |S - Rx - b|² = |S|² - 2 R·(S xᵀ) + R (x xᵀ) Rᵀ + b (b + 2 R x̄ - 2 S̄)."""
+def _differences(source: Maps, x: Tensor, regressor: nn.Conv2d) -> Tensor:
+    """The mean over pixels of |S - Rx - b|² = |S|² - 2 R·(S xᵀ) + R (x xᵀ) Rᵀ + b (b + 2 R x̄ - 2 S̄), (n, channels)."""
+    pixels = x[0, 0].numel()
+    if pixels < 4 * x.shape[1]:
+        return (source.maps - regressor(x)).square().mean((2, 3))
+    # Many pixels and few channels: two small Grams instead of a residual of the maps' full size.
     weight, bias = regressor.weight.flatten(1), regressor.bias
     x, s = x.flatten(2), source.maps.flatten(2)
-    pixels = x.shape[2]
     gram, cross, mean = x @ x.mT / pixels, s @ x.mT / pixels, x.mean(2)
     linear = ((weight @ gram - 2 * cross) * weight).sum(2)
     return source.power + linear + bias * (bias + 2 * mean @ weight.T - 2 * source.mean)
@@ -151,8 +128,7 @@ def _checked(pairs: Sequence[Pair], resize: str, sources: Mapping, targets: Mapp
         raise BadValue("pairs is empty; name one at least: (source layer, target layer).")
     if twice := [pair for pair in pairs if pairs.count(pair) > 1]:
         raise BadValue(f"the pair {twice[0]} stands twice in pairs. Name it once.")
-    if resize not in RESIZING:
-        raise UnknownName(f"there is no resizing {resize!r}. {suggest(resize, RESIZING)}")
+    choose(resize, RESIZING, "there is no resizing {}")
     for s, t in pairs:
         a, b = tuple(sources[s].shape), tuple(targets[t].shape)
         if len(a) != len(b) or len(a) not in (2, 4):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reptrans.errors import BadValue, suggest
+from reptrans.errors import BadValue, check_whole, choose
 
 Point = dict[str, Tensor]
 ORDERS = ("second", "first")
@@ -144,10 +144,8 @@ def _inner(weights: Sequence[Tensor], terms: Sequence[Tensor]) -> Tensor:
 
 
 def _check(T: int, order: str, theta: Point, velocity: Point, lr: float) -> None:
-    if isinstance(T, bool) or not isinstance(T, int) or T < 0:
-        raise BadValue(f"T is {T!r}; it must be a whole number of steps from 0 on.")
-    if order not in ORDERS:
-        raise BadValue(f"order is {order!r}. {suggest(order, ORDERS)}")
+    check_whole("T", T, 0, of=" of steps")
+    choose(order, ORDERS, "order is {}", BadValue)
     if theta.keys() != velocity.keys():
         raise BadValue(f"theta has {', '.join(theta)}, velocity has {', '.join(velocity)}; both need the same names.")
     if not lr > 0:

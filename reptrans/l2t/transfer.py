@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from reptrans.errors import BadValue, Diverged, ShapeMismatch, suggest
-from reptrans.l2t.matching import Looked, Matching, look, means, overwrites
+from reptrans.errors import BadValue, Diverged, ShapeMismatch, check_whole, choose
+from reptrans.l2t.matching import Looked, Matching, look, means
 from reptrans.l2t.norm import CheaperNorms, batch_statistics
 from reptrans.l2t.pairs import Pair
 from reptrans.l2t.probe import ORDERS, MetaGradient, meta_gradient
@@ -47,15 +47,11 @@ class Meta:
 
     def __post_init__(self) -> None:
         for name, least in (("T", 0), ("every", 1), ("warmup", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise BadValue(f"{name} is {value!r}; it must be a whole number from {least} on.")
+            check_whole(name, getattr(self, name), least)
         for name in ("lr", "weight_decay"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise BadValue(f"{name} of the meta-learner is {value!r}; it must be a number from 0 on.")
-        if self.order not in ORDERS:
-            raise BadValue(f"order is {self.order!r}. {suggest(self.order, ORDERS)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise BadValue(f"{name} of the meta-learner is {getattr(self, name)!r}; it must be a number from 0 on.")
+        choose(self.order, ORDERS, "order is {}", BadValue)
 
     def due(self, step: int) -> bool:
         """Whether a probe follows the step before which `step` were done."""
@@ -87,17 +83,11 @@ class Transfer(nn.Module):
         checked_network(target)
         self._target, self._source = (target,), (source,)  # in tuples: networks stay modules of their own
         self.parts, self.meta, self.steps = nn.ModuleList(parts), meta, 0
-        self._layers = {side: _union(parts, f"{side}_layers") for side in ("target", "source")}
-        self._check(example, classes)
-        self._copies = {
-            "target": overwrites(target, self._layers["target"], example),
-            "source": source is not None and overwrites(source, self._layers["source"], example),
-        }
-        self._learner = (
-            (_Learner(self._target[0], self.matching.pairs, self._copies["target"]),) if self.matching else ()
-        )
-        self._adam = self._meta_optimiser()
-        self._pending: tuple | None = None
+        _check(target, source, parts, example, classes)
+        self._target_layers = list(dict.fromkeys(name for part in parts for name in part.target_layers))
+        self._source_layers = list(dict.fromkeys(name for part in parts for name in part.source_layers))
+        learned = list(self.matching.weights.parameters()) if meta and self.matching else []
+        self._adam = torch.optim.Adam(learned, meta.lr, meta.betas, weight_decay=meta.weight_decay) if learned else None
 
     @property
     def matching(self) -> Matching | None:
@@ -109,30 +99,31 @@ class Transfer(nn.Module):
 
     def trained(self) -> list[nn.Parameter]:
         """What `fit` moves: all but f and g, which the probe does."""
-        parameters = [*self._target[0].parameters(), *(p for part in self.parts for p in part.trained())]
-        return [p for p in parameters if p.requires_grad]
+        apart = set(self.matching.weights.parameters()) if self.matching else ()
+        return [p for p in (*self._target[0].parameters(), *self.parameters()) if p.requires_grad and p not in apart]
 
-    def forward(self, batch, progress: float = 0.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Terms and figures of a batch: "cross_entropy" (nats), those of the parts; "accuracy", the mean lambdas."""
-        logits, target = look(self._target[0], self._layers["target"], batch.images, self._copies["target"])
+    def forward(self, batch, progress: float = 0.0) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple | None]:
+        """Terms, figures, and what a probe goes on from if one is due, for `after_step`.
+
+        Terms: "cross_entropy" (nats), those of the parts; figures: "accuracy", the mean lambdas.
+        """
+        logits, target = look(self._target[0], self._target_layers, batch.images)
         terms = {"cross_entropy": classification_loss(logits, batch.labels)}
         figures = {"accuracy": accuracy(logits, batch.labels)}
-        looked = Looked(logits, target, *self._source_look(batch.images))
+        looked, due = Looked(logits, target, *self._source_look(batch.images)), ()
         with torch.autocast(logits.device.type, enabled=False):
             for part in self.parts:
-                more, seen = part(looked)
-                terms, figures = terms | more, figures | seen
-        due = self._adam is not None and self.meta.due(self.steps)
-        self._pending = self.matching.last if due else None
+                more, seen, *rest = part(looked)
+                terms, figures, due = terms | more, figures | seen, due or rest
+        due = due[0] if self._adam and self.meta.due(self.steps) else None
         self.steps += self.training
-        return terms, figures
+        return terms, figures, due
 
-    def after_step(self, batch, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    def after_step(self, batch, optimiser: torch.optim.Optimizer, due: tuple | None) -> dict[str, Tensor]:
         """The probe, if one is due, from where the real step led, and Adam's step on f and g; {"outer_loss": nats}."""
-        pending, self._pending = self._pending, None
-        if pending is None:
+        if due is None:
             return {}
-        prepared, weights = pending
+        prepared, weights = due
         found = self.probe(batch, optimiser, prepared, list(weights.values()))
         self._refuse_divergence(found, list(weights), optimiser)
         self._adam.zero_grad()
@@ -144,10 +135,12 @@ class Transfer(nn.Module):
 
     def probe(self, batch, optimiser: torch.optim.Optimizer, prepared: dict, weights: list[Tensor]) -> MetaGradient:
         """The meta-gradient for the coefficients `weights` by target layer, from the parameters as they are now."""
-        learner, known = self._learner[0], {p for group in optimiser.param_groups for p in group["params"]}
+        learner = _Learner(self._target[0], self.matching.pairs)
+        known = {p for group in optimiser.param_groups for p in group["params"]}
         moved = {name: p for name, p in learner.named_parameters() if p in known}
         theta = {name: p.detach() for name, p in moved.items()}
-        velocity = {name: _velocity(optimiser, p) for name, p in moved.items()}
+        paces = {name: optimiser.state.get(p, {}).get("momentum_buffer") for name, p in moved.items()}
+        velocity = {name: torch.zeros_like(moved[name]) if v is None else v.detach() for name, v in paces.items()}
 
         def run(at: dict[str, Tensor], prepared: dict | None) -> tuple[Tensor, list[Tensor]]:
             with keeping_random_state(device_of(learner)):
@@ -180,57 +173,33 @@ class Transfer(nn.Module):
         if not self.parts:
             return None, {}
         with evaluating(self._source[0]), torch.no_grad():
-            return look(self._source[0], self._layers["source"], images, self._copies["source"])
-
-    def _meta_optimiser(self) -> torch.optim.Adam | None:
-        if self.meta is None or not self.matching or not self.matching.weights.learned:
-            return None
-        m = self.meta
-        return torch.optim.Adam(self.matching.weights.parameters(), m.lr, m.betas, weight_decay=m.weight_decay)
+            return look(self._source[0], self._source_layers, images)
 
     def _refuse_divergence(self, found: MetaGradient, layers: list[str], optimiser: torch.optim.Optimizer) -> None:
-        if all(bool(g.isfinite().all()) for g in found.gradient) and bool(found.outer_loss.isfinite()):
+        if all(bool(value.isfinite().all()) for value in (*found.gradient, found.outer_loss)):
             return
         parts = self.matching.pairs.split(dict(zip(layers, found.gradient, strict=True)))
         s, t = next((pair for pair, g in parts.items() if not g.isfinite().all()), next(iter(parts)))
+        # The outer loss where no gradient is odd.
+        values = torch.cat([parts[s, t].flatten(), found.outer_loss.flatten()])
         raise Diverged(
-            f"the meta-gradient for the pair {s} > {t} became {_odd(parts[s, t], found.outer_loss)} at step "
+            f"the meta-gradient for the pair {s} > {t} became {float(values[~values.isfinite()][0])} at step "
             f"{self.steps}, learning rate {optimiser.param_groups[0]['lr']:.4g}; the probe's matching losses were "
             f"{', '.join(f'{float(v):.4g}' for v in found.losses)}. Lower lr or beta, or lengthen warmup."
         )
-
-    def _check(self, example: Tensor, classes: int | None) -> None:
-        if self.parts and self._source[0] is None:
-            raise BadValue("there are parts, which look at a source network, but source is None. Give one.")
-        if sum(isinstance(part, Matching) for part in self.parts) > 1:
-            raise BadValue(
-                "parts holds more than one Matching. Put all pairs into one; Together joins several sources."
-            )
-        with evaluating(self._target[0]), torch.no_grad():
-            shape = tuple(answers_of(self._target[0], example).shape)
-        if classes is not None and shape[1:] != (classes,):
-            raise ShapeMismatch(
-                f"the target's output is {shape}, but the data have {classes} classes. Build it with "
-                f"num_classes={classes}."
-            )
 
 
 class _Learner(nn.Module):
     """Target and regressors as one function of all their parameters: images -> (logits, D by target layer)."""
 
-    def __init__(self, target: nn.Module, pairs: nn.Module, copies: bool):
+    def __init__(self, target: nn.Module, pairs: nn.Module):
         super().__init__()
-        self.target, self.pairs, self.copies = target, pairs, copies
+        self.target, self.pairs = target, pairs
 
     def forward(self, images: Tensor, prepared: dict | None) -> tuple[Tensor, list[Tensor]]:
         layers = list(self.pairs.of_target) if prepared else []
-        logits, seen = look(self.target, layers, images, self.copies)
+        logits, seen = look(self.target, layers, images)
         return logits, list(self.pairs(prepared, seen).values()) if prepared else []
-
-
-def _velocity(optimiser: torch.optim.Optimizer, p: nn.Parameter) -> Tensor:
-    found = optimiser.state[p].get("momentum_buffer") if p in optimiser.state else None
-    return torch.zeros_like(p) if found is None else found.detach()
 
 
 def _settings(optimiser: torch.optim.Optimizer) -> dict[str, float]:
@@ -245,11 +214,14 @@ def _settings(optimiser: torch.optim.Optimizer) -> dict[str, float]:
     return settings[0]
 
 
-def _union(parts: Sequence[nn.Module], attribute: str) -> list[str]:
-    return list(dict.fromkeys(name for part in parts for name in getattr(part, attribute)))
-
-
-def _odd(gradient: Tensor, outer: Tensor) -> float:
-    """The first value that is not finite, or else the outer loss."""
-    odd = gradient[~gradient.isfinite()]
-    return float(odd[0]) if odd.numel() else float(outer)
+def _check(target: nn.Module, source: nn.Module | None, parts: Sequence, example: Tensor, classes: int | None) -> None:
+    if parts and source is None:
+        raise BadValue("there are parts, which look at a source network, but source is None. Give one.")
+    if sum(isinstance(part, Matching) for part in parts) > 1:
+        raise BadValue("parts holds more than one Matching. Put all pairs into one; Together joins several sources.")
+    with evaluating(target), torch.no_grad():
+        shape = tuple(answers_of(target, example).shape)
+    if classes is not None and shape[1:] != (classes,):
+        raise ShapeMismatch(
+            f"the target's output is {shape}, but the data have {classes} classes. Build it with num_classes={classes}."
+        )

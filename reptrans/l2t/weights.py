@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reptrans.errors import BadValue, UnknownName, suggest
+from reptrans.errors import BadValue, choose
 from reptrans.l2t.pairs import Pair, Pairs
 from reptrans.randomness import drawing
 
@@ -26,7 +26,7 @@ class Weights(nn.Module):
     start at 0, so that every channel has 1 / C at first; e starts at `start`, and v at 0, so that every pair is alive
     and all are equal, or with `initial="random"` at PyTorch's default. With neither f nor g this is feature matching.
     `activation` of g: relu6, relu, relu-avg (relu of v . z / C + e), const (softplus(10 e), one number for a pair,
-    whatever the image; e starts at 0). `fixed`: {pair: factor of its lambda}, for pairs that are not to weigh 1.
+    whatever the image; e starts at 0).
     `summed`: where g is on and f off, channels are summed, not averaged, which makes the loss C times larger.
     Raises BadValue, UnknownName.
     Source: Jang et al. 2019, authors' code, which has `initial="random"` and `summed`. Deviation: neither is default,
@@ -43,57 +43,46 @@ class Weights(nn.Module):
         activation: str = "relu6",
         start: float = 1.0,
         initial: str = "zero",
-        fixed: Mapping[Pair, float] | None = None,
         summed: bool = False,
         seed: int = 0,
     ):
         super().__init__()
-        _check(pairs, beta, activation, initial, fixed or {})
+        choose(activation, ACTIVATIONS, "there is no activation {}")
+        choose(initial, INITIAL, "there is no initial {}")
+        if not 0 <= beta < math.inf:
+            raise BadValue(f"beta is {beta!r}; it must be a number from 0 on.")
         self.pairs, self.of_target, self.beta, self.activation = pairs.pairs, pairs.of_target, beta, activation
-        self.factors = [float((fixed or {}).get(pair, 1.0)) for pair in self.pairs]
         widths = [pairs.channels[s] for s, _ in self.pairs]
         self.share = [1.0 if summed and where and not what else 1 / c for c in widths]
-        self.f, self.g, self.free = nn.ModuleList(), nn.ModuleList(), None
+        constant, like = activation == "const", next(pairs.parameters())
         with drawing(seed):
-            if what:
-                self.f.extend(nn.Linear(c, c) for c in widths)
-            if where and activation == "const":
-                self.free = nn.Parameter(torch.zeros(len(widths)))
-            elif where:
-                self.g.extend(nn.Linear(c, 1) for c in widths)
-        like = next(pairs.parameters())
+            self.f = nn.ModuleList(nn.Linear(c, c) for c in widths if what)
+            self.g = nn.ModuleList(nn.Linear(c, 1) for c in widths if where and not constant)
+        self.free = nn.Parameter(torch.zeros(len(widths))) if where and constant else None
         self.to(like.device, like.dtype)
-        for layer in self.f:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for parameter in self.f.parameters():
+            nn.init.zeros_(parameter)
         for layer in self.g:
             nn.init.constant_(layer.bias, start)
             if initial == "zero":
                 nn.init.zeros_(layer.weight)
 
-    @property
-    def learned(self) -> bool:
-        """Whether there is anything to learn."""
-        return next(self.parameters(), None) is not None
-
     def pair_weights(self, means: Mapping[str, Tensor]) -> Tensor:
         """lambda (n, pairs), at least 0. `means`: (n, C) by source layer."""
-        n = len(next(iter(means.values())))
-        factors = next(iter(means.values())).new_tensor(self.factors)
-        if self.free is not None:
-            return (F.softplus(10 * self.free) * factors).expand(n, -1)
+        first = next(iter(means.values()))
         if not len(self.g):
-            return factors.expand(n, -1)
+            alike = first.new_ones(len(self.pairs)) if self.free is None else F.softplus(10 * self.free)
+            return alike.expand(len(first), -1)
         z = [means[s] / means[s].shape[1] if self.activation == "relu-avg" else means[s] for s, _ in self.pairs]
         raw = torch.cat([g(x) for g, x in zip(self.g, z, strict=True)], 1)
-        return (F.relu6(raw) if self.activation == "relu6" else F.relu(raw)) * factors
+        return F.relu6(raw) if self.activation == "relu6" else F.relu(raw)
 
     def channel_weights(self, means: Mapping[str, Tensor]) -> list[Tensor]:
         """w (n, C) of each pair: shares that add up to 1."""
+        z = [means[s] for s, _ in self.pairs]
         if not len(self.f):
-            z = [means[s] for s, _ in self.pairs]
             return [torch.full_like(x, share) for x, share in zip(z, self.share, strict=True)]
-        return [f(means[s]).softmax(1) for f, (s, _) in zip(self.f, self.pairs, strict=True)]
+        return [f(x).softmax(1) for f, x in zip(self.f, z, strict=True)]
 
     def forward(self, means: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """(W by target layer, channels of its pairs side by side: (n, channels); lambda (n, pairs))."""
@@ -108,16 +97,3 @@ class Weights(nn.Module):
 def dead(where: Tensor, pairs: list[Pair]) -> list[Pair]:
     """The pairs whose lambda (n, pairs) is 0 for every image: no loss, so no gradient ever revives them."""
     return [pair for pair, gone in zip(pairs, (where == 0).all(0).tolist(), strict=True) if gone]
-
-
-def _check(pairs: Pairs, beta: float, activation: str, initial: str, fixed: Mapping[Pair, float]) -> None:
-    for what, given, possible in (("activation", activation, ACTIVATIONS), ("initial", initial, INITIAL)):
-        if given not in possible:
-            raise UnknownName(f"there is no {what} {given!r}. {suggest(given, possible)}")
-    if not (math.isfinite(beta) and beta >= 0):
-        raise BadValue(f"beta is {beta!r}; it must be a number from 0 on.")
-    for pair, factor in fixed.items():
-        if pair not in pairs.pairs:
-            raise UnknownName(f"fixed names the pair {pair}, which is none. {suggest(pair, map(str, pairs.pairs))}")
-        if not (math.isfinite(factor) and factor >= 0):
-            raise BadValue(f"fixed gives the pair {pair} the factor {factor!r}; it must be a number from 0 on.")

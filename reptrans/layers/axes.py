@@ -5,13 +5,14 @@
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reptrans.errors import ShapeMismatch
-from reptrans.layers.network import first_examples, leaving_no_trace, located, run
+from reptrans.layers.network import first_examples, leaving_no_trace, located, run, watching
 from reptrans.layers.values import chosen
 
 _FIRST = (
@@ -100,17 +101,11 @@ def _shapes(net: nn.Module, places: dict[str, tuple[str, str]], inputs: object) 
     """The shapes of the layers' values, as far as the network comes with these inputs."""
     found: dict[str, tuple[int, ...]] = {}
 
-    def storing(name: str, part: str):
-        return lambda module, given, output: found.__setitem__(name, tuple(chosen(output, part).shape))
+    def see(name: str, output: object) -> None:
+        found[name] = tuple(chosen(output, places[name][1]).shape)
 
-    hooks = [net.get_submodule(layer).register_forward_hook(storing(name, part))
-             for name, (layer, part) in places.items()]  # fmt: skip
-    try:
-        with leaving_no_trace(net):
-            run(net, inputs)
-    except (RuntimeError, AssertionError, ValueError):
-        pass  # another size does not fit the layers that follow; what came before them has been seen
-    finally:
-        for hook in hooks:
-            hook.remove()
+    layers = {name: layer for name, (layer, _) in places.items()}
+    # Another size may not fit the layers that follow; what came before them has been seen.
+    with suppress(RuntimeError, AssertionError, ValueError), watching(net, layers, see), leaving_no_trace(net):
+        run(net, inputs)
     return found

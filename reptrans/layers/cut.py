@@ -7,6 +7,7 @@ does not reach the layer, the network runs whole, with hooks.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from operator import attrgetter
 from weakref import WeakKeyDictionary
@@ -14,9 +15,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, fx, nn
 
-from reptrans.errors import BadValue, CannotCut, suggest
+from reptrans.errors import BadValue, CannotCut, choose, suggest
 from reptrans.layers.hooked import HookedEnd, HookedFront
-from reptrans.layers.network import first_examples, leaving_no_trace, located, run, unwrap
+from reptrans.layers.network import first_examples, leaving_no_trace, located, run, unwrap, watching
 from reptrans.layers.queries import answered
 from reptrans.layers.trace import Traced, layer_names, trace
 from reptrans.layers.values import chosen, tensors_in
@@ -40,10 +41,9 @@ def front(net: nn.Module, names: str | Iterable[str]) -> nn.Module:
     """
     single, names = isinstance(names, str), [names] if isinstance(names, str) else list(names)
     net, places = located(net, names)
-    hooked = HookedFront(net, names, single)
-    traced = _traced(net)
+    hooked, traced = HookedFront(net, names, single), _traced(net)
     cuts = {name: traced and _place(traced, *places[name]) for name in names}
-    if traced is None or not all(cuts.values()):
+    if not (traced and all(cuts.values())):
         return hooked
     return _checked_front(_front_graph(traced, cuts, single), net, hooked)
 
@@ -116,23 +116,19 @@ class _Place:
 
 def _place(traced: Traced, layer: str, part: str) -> _Place | None:
     """None where the graph does not reach the layer, but hooks may. Raises BadValue, CannotCut."""
-    returned = traced.returned.get(layer)
-    if returned is None:
-        if _inside_something(traced, layer):
-            return None
-        known = [n for n in layer_names(traced.net) if n in traced.returned]
-        raise CannotCut(
-            f"{type(traced.net).__name__} cannot be cut at {layer!r}: the forward pass never calls it. "
-            f"{suggest(layer, known, 'Possible')}"
-        )
+    if layer not in traced.returned and _inside_something(traced, layer):
+        return None
+    known = {name: traced.returned[name] for name in layer_names(traced.net) if name in traced.returned}
+    net = type(traced.net).__name__
+    returned = choose(layer, known, f"{net} cannot be cut at {{}}: the forward pass never calls it", CannotCut)
     since = traced.position[returned.last]
     if part in returned.parts:
         return _Place(returned.parts[part], "", since)
     if "" in returned.parts:  # one node for whatever the layer returns when it runs
         return _Place(returned.parts[""], part, since)
-    if part:
-        raise BadValue(f"layer {layer!r} has no part {part!r}. {suggest(part, returned.parts, 'Its parts')}")
-    return _Place(next(iter(returned.parts.values())), "", since)
+    first = next(iter(returned.parts))
+    node = choose(part or first, returned.parts, f"layer {layer!r} has no part {{}}", BadValue, listed="Its parts")
+    return _Place(node, "", since)
 
 
 def _inside_something(traced: Traced, layer: str) -> bool:
@@ -193,10 +189,8 @@ def _value_node(traced: Traced, node: fx.Node, part: str) -> fx.Node | None:
 
 def _picked(user: fx.Node) -> str | None:
     """The key by which a reader picks one of several values, or None."""
-    key = (
-        user.args[1] if len(user.args) > 1 and getattr(user.target, "__name__", "") in ("getitem", "getattr") else None
-    )
-    return str(key) if isinstance(key, (int, str)) else None
+    picks = len(user.args) > 1 and getattr(user.target, "__name__", "") in ("getitem", "getattr")
+    return str(user.args[1]) if picks and isinstance(user.args[1], (int, str)) else None
 
 
 def _end_graph(traced: Traced, name: str, cut: _Place, keep_skip: bool) -> fx.GraphModule | None:
@@ -230,8 +224,8 @@ def _end_graph(traced: Traced, name: str, cut: _Place, keep_skip: bool) -> fx.Gr
 
 def _module(traced: Traced, graph: fx.Graph, title: str) -> fx.GraphModule:
     named = {node.target for node in graph.nodes if node.op in ("call_module", "get_attr")}
-    parts = {name: traced.constants.get(name, None) for name in named}
-    parts = {name: attrgetter(name)(traced.net) if part is None else part for name, part in parts.items()}
+    own = traced.constants
+    parts = {name: own[name] if name in own else attrgetter(name)(traced.net) for name in named}
     module = fx.GraphModule(parts, graph, class_name=title.replace(" ", ""))
     module.training = traced.net.training
     return module
@@ -307,34 +301,20 @@ def same(first: object, second: object) -> bool:
 
 
 def _separates(net: nn.Module, name: str, example: object) -> bool:
-    try:
+    with suppress(CannotCut, BadValue):
         HookedEnd(net, name, False, first_examples(example, 2))
-    except (CannotCut, BadValue):
-        return False
-    return True
+        return True
+    return False
 
 
 def _in_order(net: nn.Module, names: list[str], example: object) -> list[str]:
-    order: dict[str, int] = {}
-
-    def noting(name: str):
-        def hook(*_):
-            order.setdefault(name, len(order))
-
-        return hook
-
-    hooks = [net.get_submodule(name).register_forward_hook(noting(name)) for name in names]
-    try:
-        with leaving_no_trace(net):
-            run(net, first_examples(example, 2))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return sorted((name for name in names if name in order), key=order.__getitem__)
+    order: dict[str, None] = {}
+    with watching(net, names, lambda name, _: order.setdefault(name)), leaving_no_trace(net):
+        run(net, first_examples(example, 2))
+    return list(order)
 
 
 def _traced(net: nn.Module) -> Traced | None:
-    try:
+    with suppress(Exception):  # foreign code: whatever it raises, hooks do the same work without the graph
         return trace(net)
-    except Exception:  # foreign code: whatever it raises, hooks do the same work without the graph
-        return None
+    return None

@@ -4,14 +4,15 @@ For networks and layers that no graph reaches, and for inputs of several parts: 
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from reptrans.errors import BadValue, CannotCut
-from reptrans.layers.network import each, first_examples, leaving_no_trace, located, run
+from reptrans.layers.network import each, first_examples, leaving_no_trace, located, run, unwrap, watching
 from reptrans.layers.record import record
 from reptrans.layers.values import replaced, tensors_in
 
@@ -32,32 +33,22 @@ class HookedFront(nn.Module):
     def __init__(self, net: nn.Module, names: list[str], single: bool):
         super().__init__()
         self.net, self.names, self.single = net, names, single
-        inner, places = located(net, names)
-        self.layers = {layer: inner.get_submodule(layer) for layer, _ in places.values()}
+        self.layers = {layer for layer, _ in located(net, names)[1].values()}
 
     def forward(self, inputs: object) -> Tensor | dict[str, Tensor]:
         calls: Counter[str] = Counter()
-        may_stop = not self.net.training and set(self.layers) <= _ONCE.setdefault(self.net, set())
+        may_stop = not self.net.training and self.layers <= _ONCE.setdefault(self.net, set())
 
-        def counted(layer: str) -> Callable:
-            def hook(*_) -> None:
-                calls[layer] += 1
-                if may_stop and len(calls) == len(self.layers):
-                    raise _Reached
-
-            return hook
+        def see(layer: str, output: object) -> None:
+            calls[layer] += 1
+            if may_stop and len(calls) == len(self.layers):
+                raise _Reached
 
         with record(self.net, self.names, clone=True, detach=False) as activations:
-            hooks = [module.register_forward_hook(counted(layer)) for layer, module in self.layers.items()]
-            try:
+            with suppress(_Reached), watching(unwrap(self.net), self.layers, see):
                 run(self.net, inputs)
                 if not self.net.training:
                     _ONCE[self.net] |= {layer for layer, count in calls.items() if count == 1}
-            except _Reached:
-                pass
-            finally:
-                for hook in hooks:
-                    hook.remove()
         return activations[self.names[0]] if self.single else {name: activations[name] for name in self.names}
 
 
@@ -83,13 +74,7 @@ class HookedEnd(nn.Module):
 
     def forward(self, activations: Tensor, inputs: object = None) -> object:
         if inputs is None:
-            if masks := list(_masks(self.example)):
-                raise BadValue(
-                    f"what follows {self.name!r} needs {', '.join(masks)} to know what is padding. Give the input too: "
-                    "end(activations, inputs)."
-                )
             inputs = self._as_many(activations)
-
         if self.calls is None:
             self.calls = self._counted(first_examples(inputs, 2))
         seen = []
@@ -99,11 +84,8 @@ class HookedEnd(nn.Module):
             # A layer that is called several times stands for its last call.
             return replaced(output, self.part, activations.clone()) if len(seen) == self.calls else None
 
-        hook = self.net.get_submodule(self.layer).register_forward_hook(put)
-        try:
+        with self.net.get_submodule(self.layer).register_forward_hook(put):
             output = run(self.net, inputs)
-        finally:
-            hook.remove()
         if len(seen) != self.calls:
             raise CannotCut(f"a pass calls {self.name!r} {len(seen)} times, another one {self.calls} times.")
         return output
@@ -114,16 +96,17 @@ class HookedEnd(nn.Module):
         if self.layer in _ONCE.get(self.net, ()):
             return 1
         seen = []
-        hook = self.net.get_submodule(self.layer).register_forward_hook(lambda *_: seen.append(None))
-        try:
-            with leaving_no_trace(self.net):
-                run(self.net, inputs)
-        finally:
-            hook.remove()
+        with watching(self.net, [self.layer], lambda *_: seen.append(None)), leaving_no_trace(self.net):
+            run(self.net, inputs)
         return len(seen)
 
     def _as_many(self, activations: Tensor) -> object:
         """The first example again and again: as many inputs as there are activations of."""
+        if masks := list(_masks(self.example)):
+            raise BadValue(
+                f"what follows {self.name!r} needs {', '.join(masks)} to know what is padding. Give the input too: "
+                "end(activations, inputs)."
+            )
         count = len(activations) * self._inputs // self._values
         return each(self.example, lambda t: t[:1].to(activations.device).expand(count, *t.shape[1:]))
 

@@ -1,7 +1,7 @@
 """What counts as a network, and how it is run: wrappers taken off, any kind of input, no trace left."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,39 @@ def leaving_no_trace(net: nn.Module) -> Iterator[None]:
         yield
         for buffer, before in kept:
             buffer.copy_(before)
+
+
+@contextmanager
+def evaluating(*nets: nn.Module) -> Iterator[None]:
+    """All modules in eval mode inside, each of them in its own former mode afterwards."""
+    with keeping_modes(*nets):
+        for net in nets:
+            net.eval()
+        yield
+
+
+@contextmanager
+def keeping_modes(*nets: nn.Module) -> Iterator[None]:
+    """Give every submodule its mode back at the end."""
+    modes = [(module, module.training) for net in nets for module in net.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def watching(net: nn.Module, layers: Iterable[str], see: Callable[[str, object], object]) -> Iterator[None]:
+    """Within, `see(name, output)` is called whenever one of the layers returns; a mapping says whose name is what."""
+    with ExitStack() as hooks:
+        for name, layer in (layers if isinstance(layers, Mapping) else {name: name for name in layers}).items():
+
+            def hook(module: nn.Module, given: object, output: object, name: str = name) -> None:
+                see(name, output)
+
+            hooks.enter_context(net.get_submodule(layer).register_forward_hook(hook))
+        yield
 
 
 def never_called(net: nn.Module, layer: str) -> CannotCut:

@@ -20,8 +20,12 @@ def answered(
 
     `example`: two examples of the network's input, from which other sizes than the number of examples are known.
     """
+
+    def is_before(node: fx.Node) -> bool:
+        return node is not cut and traced.images in traced.needed([node], cut, since)
+
     live = traced.needed([traced.output], cut, since, data=True)
-    asked = [node for node in live if traced.is_query(node) and _is_before(traced, node.all_input_nodes[0], cut, since)]
+    asked = [node for node in live if traced.is_query(node) and is_before(node.all_input_nodes[0])]
     shapes = _shapes(traced, [cut, *(node.all_input_nodes[0] for node in asked)], example) if asked else {}
     for node in sorted(asked, key=traced.position.__getitem__):
         of = node.all_input_nodes[0]
@@ -30,10 +34,6 @@ def answered(
         copies[node] = graph.call_function(answer_query, (activations, kind, rest, shapes.get(of), shapes.get(cut)))
     others = [node.all_input_nodes[0] for node in live if traced.is_query(node) and node not in copies]
     return live | traced.needed(others, cut, since)
-
-
-def _is_before(traced: Traced, node: fx.Node, cut: fx.Node, since: int) -> bool:
-    return node is not cut and traced.images in traced.needed([node], cut, since)
 
 
 def answer_query(activations: Tensor, kind: str, rest: tuple, known: tuple | None, cut: tuple | None) -> object:
@@ -63,9 +63,7 @@ class _OnlyBatch:
         self.count = count
 
     def __getitem__(self, place: int) -> int:
-        if place == 0:
-            return self.count
-        return self._refuse()
+        return self.count if place == 0 else self._refuse()
 
     def __iter__(self):
         return self._refuse()

@@ -6,43 +6,29 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from reptrans.errors import InPlaceChange
-from reptrans.layers.network import located, never_called
+from reptrans.layers.network import located, never_called, watching
 from reptrans.layers.values import chosen
 
 
 class Activations(dict):
     """A dict from layer name to tensor that refuses to hand out a value which was overwritten since, or never came."""
 
-    def __init__(self, net: nn.Module, places: dict[str, tuple[str, str]]) -> None:
+    def __init__(self, net: nn.Module, names: Iterable[str]) -> None:
         super().__init__()
-        self._net, self._places, self._ran = net, places, False
-        self._versions: dict[str, int] = {}
+        self.net, self.names, self.ran = net, names, False
+        self.versions: dict[str, int] = {}
 
-    def _store(self, name: str, value: Tensor) -> None:
-        self[name] = value
-        if not value.is_inference():
-            self._versions[name] = value._version
-
-    def _check(self, name: str) -> None:
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self and name in self.names and self.ran:
+            raise never_called(self.net, name)
         value = super().__getitem__(name)
-        if name in self._versions and value._version != self._versions[name]:
+        if name in self.versions and value._version != self.versions[name]:
             raise InPlaceChange(
                 f"The output of layer {name!r} was overwritten by a later in-place operation (a ReLU with "
                 "inplace=True, say), so the recorded tensor no longer holds it. Use record(..., clone=True) for a "
                 "copy, or front(net, name), which stops at the layer."
             )
-
-    def _check_all(self) -> None:
-        for name in self._places:
-            if name in self or self._ran:
-                self[name]
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name in self:
-            self._check(name)
-        elif name in self._places and self._ran:
-            raise never_called(self._net, name)
-        return super().__getitem__(name)
+        return value
 
 
 @contextmanager
@@ -64,24 +50,21 @@ def record(
     inner, places = located(net, [names] if isinstance(names, str) else list(names))
     activations = Activations(inner, places)
 
-    def store_as(name: str, part: str):
-        def hook(module, inputs, output):
-            value = chosen(output, part, f"layer {name!r}")
-            value = value.detach() if detach else value
-            activations._store(name, value.clone() if clone or value.is_inference() else value)
+    def see(name: str, output: object) -> None:
+        value = chosen(output, places[name][1], f"layer {name!r}")
+        value = value.detach() if detach else value
+        activations[name] = value = value.clone() if clone or value.is_inference() else value
+        if not value.is_inference():
+            activations.versions[name] = value._version
 
-        return hook
+    def ran(name: str, output: object) -> None:
+        activations.ran = True
 
-    hooks = [inner.get_submodule(layer).register_forward_hook(store_as(name, part))
-             for name, (layer, part) in places.items()]  # fmt: skip
-    hooks.append(inner.register_forward_hook(lambda *_: setattr(activations, "_ran", True)))
-    try:
-        with _uncompiled(net):
-            yield activations
-    finally:
-        for hook in hooks:
-            hook.remove()
-    activations._check_all()
+    layers = {name: layer for name, (layer, _) in places.items()}
+    with watching(inner, layers, see), watching(inner, [""], ran), _uncompiled(net):
+        yield activations
+    for name in places if activations.ran else list(activations):
+        activations[name]  # is looked at
 
 
 @contextmanager

@@ -164,18 +164,16 @@ class Traced:
                 reached += node.all_input_nodes
                 for read in node.all_input_nodes:
                     write = self.last_write(read, self.position[node])
-                    in_value = read is cut or read in after
-                    if write is not None and not (in_value and self.position[write] <= since):
+                    if write is not None and not (read in after and self.position[write] <= since):
                         reached.append(write)
         return found
 
     def _behind(self, cut: fx.Node) -> set[fx.Node]:
-        found, reached = set(), [cut]
-        while reached:
-            for user in reached.pop().users:
-                if user not in found:
-                    found.add(user)
-                    reached.append(user)
+        """`cut` and all that is computed from it; the graph has every node after what it reads."""
+        found = {cut}
+        for node in self.graph.nodes:
+            if not found.isdisjoint(node.all_input_nodes):
+                found.add(node)
         return found
 
     def is_overwritten(self, node: fx.Node, within: set[fx.Node], since: int) -> bool:
@@ -189,16 +187,13 @@ def _is_in_place(name: str) -> bool:
 
 def _asks_in_place(node: fx.Node) -> bool:
     """`relu(x, inplace=True)`, `relu(x, True)` and `relu_(x)`."""
-    if node.kwargs.get("inplace"):
-        return True
-    if _is_in_place(getattr(node.target, "__name__", "")):
+    if node.kwargs.get("inplace") or _is_in_place(getattr(node.target, "__name__", "")):
         return True
     try:
-        signature = inspect.signature(node.target)
+        names = list(inspect.signature(node.target).parameters)
     except (TypeError, ValueError):  # built-in functions tell no signature; those in place are caught by their name
         return False
-    position = list(signature.parameters).index("inplace") if "inplace" in signature.parameters else None
-    return position is not None and len(node.args) > position and node.args[position] is True
+    return dict(zip(names, node.args, strict=False)).get("inplace") is True
 
 
 class _Proxy(fx.Proxy):
@@ -320,13 +315,12 @@ def _len_of_proxies(net: nn.Module) -> Iterator[None]:
 
 def _let_readers_follow_writers(traced: Traced) -> None:
     """After an in-place operation, readers of the old name read the operation's result (the same memory)."""
-    position = {node: index for index, node in enumerate(traced.graph.nodes)}
-    for node in list(traced.graph.nodes):
+    for node in traced.graph.nodes:
         overwritten = traced.writes_to(node)
         if overwritten is None or node.target is operator.setitem or node.target in traced.opaque:
             continue  # what these return is not the memory that they write to
         for user in list(overwritten.users):
-            if position[user] > position[node]:
+            if traced.position[user] > traced.position[node]:
                 user.replace_input_with(overwritten, node)
 
 

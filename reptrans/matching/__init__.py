@@ -4,12 +4,27 @@
 """
 
 from reptrans.matching.connectors import Learned, Seen, affine, conv1x1, conv1x1_bn, if_needed, same_activation
-from reptrans.matching.distances import half_l2, l1, l2, mean_squares, norm_l2, soft_cross_entropy, softened_kl
+
+# Types, and so without an entry in the reference.
+from reptrans.matching.distances import Distance as Distance
+from reptrans.matching.distances import (
+    half_l2,
+    l1,
+    l2,
+    mean_squares,
+    norm_l2,
+    per_image,
+    root,
+    same_shape,
+    soft_cross_entropy,
+    softened_kl,
+)
 from reptrans.matching.match import CrossEntropy, Match, label, resized, term_names
 from reptrans.matching.positions import Positions, positions
-from reptrans.matching.table import Table
+from reptrans.matching.table import Table, above_0, whole
 from reptrans.matching.taps import check_taps, tapped
 from reptrans.matching.teacher import Teacher
+from reptrans.matching.transforms import Transform as Transform
 from reptrans.matching.transforms import attention, identity, unit, unit_channels
 
 __all__ = [
@@ -20,6 +35,7 @@ __all__ = [
     "Seen",
     "Table",
     "Teacher",
+    "above_0",
     "affine",
     "attention",
     "check_taps",
@@ -33,13 +49,17 @@ __all__ = [
     "label",
     "mean_squares",
     "norm_l2",
+    "per_image",
     "positions",
     "resized",
+    "root",
     "same_activation",
+    "same_shape",
     "soft_cross_entropy",
     "softened_kl",
     "tapped",
     "term_names",
     "unit",
     "unit_channels",
+    "whole",
 ]

@@ -13,19 +13,17 @@ from reptrans.errors import ShapeMismatch
 
 @dataclass(frozen=True)
 class Seen:
-    """What a recipe may look at: example values at the taps of one match, and the networks they come from.
+    """What a recipe may look at: example values at the taps of one match.
 
     `student`, `teacher`: the values of one batch, after any resizing; `target`: the teacher's after its own transform,
-    None while that is being built. `teacher_net` and `teacher_taps` say where the teacher's come from, and
-    `teacher_values()` gives its values for every batch of the training images. `made(learned)` is the module of another
-    recipe, built now if it is not yet: so one of them can be a part of the other.
+    None while that is being built. `teacher_values()` gives the teacher's for every batch of the training images.
+    `made(learned)` is the module of another recipe, built now if it is not yet: so one of them can be a part of the
+    other.
     """
 
     student: tuple[Tensor, ...]
     teacher: tuple[Tensor, ...]
     target: Tensor | None
-    teacher_net: nn.Module
-    teacher_taps: tuple[str, ...]
     teacher_values: Callable[[], Iterator[tuple[Tensor, ...]]]
     made: Callable[["Learned"], nn.Module] | None = None
 

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reptrans.errors import BadValue, ShapeMismatch
+from reptrans.errors import ShapeMismatch
+from reptrans.matching.table import above_0
+
+Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 def l2(teacher: Tensor, student: Tensor) -> Tensor:
@@ -38,14 +41,12 @@ def norm_l2(teacher: Tensor, student: Tensor) -> Tensor:
 
     Where the two are equal there is no derivative; 0 is taken.
     """
-    squares = (same_shape(teacher, student) - student).square().flatten(1).sum(1)
-    zero = squares == 0
-    return torch.where(zero, squares, torch.where(zero, 1.0, squares).sqrt()).mean()
+    return root((same_shape(teacher, student) - student).square().flatten(1).sum(1)).mean()
 
 
-def softened_kl(temperature: float = 4.0) -> Callable[[Tensor, Tensor], Tensor]:
+def softened_kl(temperature: float = 4.0) -> Distance:
     """KL(softmax(t / T) || softmax(s / T)) of logits (n, k), mean over images; without the factor T^2. T > 0."""
-    _positive(temperature)
+    above_0(temperature=temperature)
 
     def distance(teacher: Tensor, student: Tensor) -> Tensor:
         p = F.softmax(same_shape(teacher, student) / temperature, 1)
@@ -55,12 +56,12 @@ def softened_kl(temperature: float = 4.0) -> Callable[[Tensor, Tensor], Tensor]:
     return distance
 
 
-def soft_cross_entropy(temperature: float = 1.0) -> Callable[[Tensor, Tensor], Tensor]:
+def soft_cross_entropy(temperature: float = 1.0) -> Distance:
     """-sum_i p_i ln q_i, p and q the softmaxes of t / T and s / T over all elements of an image; mean over images.
 
     Its minimum is not 0 but the entropy of p. T > 0.
     """
-    _positive(temperature)
+    above_0(temperature=temperature)
 
     def distance(teacher: Tensor, student: Tensor) -> Tensor:
         p = F.softmax(same_shape(teacher, student).flatten(1) / temperature, 1)
@@ -68,6 +69,13 @@ def soft_cross_entropy(temperature: float = 1.0) -> Callable[[Tensor, Tensor], T
 
     distance.label = f"cross-entropy at T={temperature:g}"
     return distance
+
+
+def root(x: Tensor, of: Callable[[Tensor], Tensor] = Tensor.sqrt) -> Tensor:
+    """A root of x >= 0; at 0, where there is no derivative, 0 is taken."""
+    zero = x == 0
+    # Both branches are finite, for a NaN in the one not taken would reach the gradient.
+    return torch.where(zero, x, of(torch.where(zero, 1.0, x)))
 
 
 def per_image(values: Tensor) -> Tensor:
@@ -84,11 +92,6 @@ def same_shape(teacher: Tensor, student: Tensor) -> Tensor:
             "connector, student_transform=conv1x1_bn."
         )
     return teacher.detach()
-
-
-def _positive(temperature: float) -> None:
-    if not temperature > 0:
-        raise BadValue(f"temperature is {temperature!r}; it must be a number above 0.")
 
 
 mean_squares.label = "mean squared difference"

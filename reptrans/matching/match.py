@@ -1,6 +1,5 @@
 """One term of a loss between a teacher and a student: d[T_T(F_T), T_S(F_S)] with its weight."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reptrans.matching.connectors import Learned
+from reptrans.matching.distances import Distance
 from reptrans.matching.transforms import identity
 from reptrans.training import classification_loss
 
@@ -28,7 +28,7 @@ class Match:
 
     teacher: str | tuple[str, ...]
     student: str | tuple[str, ...]
-    distance: Callable[[Tensor, Tensor], Tensor]
+    distance: Distance
     teacher_transform: Callable | Learned = identity
     student_transform: Callable | Learned = identity
     weight: Weight = 1.0
@@ -85,12 +85,8 @@ def resized(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
 def term_names(losses: Sequence[Match | CrossEntropy]) -> list[str]:
     """A name of its own for every term: its title, numbered where it stands several times."""
     titles = [loss.title for loss in losses]
-    counts, seen = Counter(titles), Counter()
-    found = []
-    for title in titles:
-        seen[title] += 1
-        found.append(f"{title} {seen[title]}" if counts[title] > 1 else title)
-    return found
+    numbers = [titles[: place + 1].count(title) for place, title in enumerate(titles)]
+    return [f"{t} {k}" if titles.count(t) > 1 else t for t, k in zip(titles, numbers, strict=True)]
 
 
 def label(part: object) -> str:

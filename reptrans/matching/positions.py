@@ -39,9 +39,9 @@ class Positions:
 def positions(net: nn.Module, images: Tensor) -> Positions:
     """The usual taps of `net`, found from its graph and one forward pass of `images`.
 
-        Only layers that separate input from output count. Of a network with tokens, or with channels last, they are its
-        blocks as maps (`:map`): the last of every size, or, where all are of one size as in a vision transformer, the
-    ends of four quarters. A network without maps, tokens or linear layer raises BadValue: give a `Positions` by hand.
+    Only layers that separate input from output count. Of a network with tokens, or with channels last, they are its
+    blocks as maps (`:map`): the last of every size, or, where all are of one size as in a vision transformer, the ends
+    of four quarters. A network without maps, tokens or linear layer raises BadValue: give a `Positions` by hand.
     """
     blocks = _of_blocks(net, images)
     if blocks and any(tap.endswith(":map") for tap in blocks.groups):

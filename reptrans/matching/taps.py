@@ -13,7 +13,7 @@ that a pass calls several times stands for its last call.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +47,11 @@ def tapped(
     with torch.set_grad_enabled(bool(gradients) or (keep_graph and torch.is_grad_enabled())):
         if gradients:
             images = images.detach().clone().requires_grad_()
-        norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.training and m.running_mean is not None]
-        apart = bool(gradients and norms)
+        norms = _moving_norms(net) if gradients else []
         # First, before the other pass moves the running statistics.
-        with _by_running_statistics(norms if apart else []):
-            of = _forward(net, images, places) if apart else {}
-        values = _forward(net, images, direct if apart else direct | places) if direct or not apart else {}
+        with _by_running_statistics(norms):
+            of = _forward(net, images, places) if norms else {}
+        values = _forward(net, images, direct if norms else direct | places) if direct or not norms else {}
         for tap in gradients:
             scalar = _scalar(tap, (of or values)[_place(tap)], labels).sum()
             # The sum over images: each image's own gradient, for no image's scalar depends on another image.
@@ -64,24 +63,32 @@ def check_taps(net: nn.Module, taps: Iterable[str]) -> None:
     """Raise LayerNotFound or BadValue for the first tap that `net` cannot have."""
     checked_network(net)
     for tap in taps:
-        if tap.startswith("grad:"):
-            kind, _, layer = tap.removeprefix("grad:").partition("@")
-            if kind not in _GRADIENTS or (kind == "attention") != bool(layer):
-                raise BadValue(
-                    f"there is no tap {tap!r}. Gradients by the image are grad:loss, grad:logit, grad:attention@LAYER."
-                )
-            tap = layer or "out"
-        if tap != "out":
-            check_layers(net, [_layer(tap)])
-
-
-def _layer(tap: str) -> str:
-    return tap.removesuffix(":in").removesuffix(":map")
+        kind, _, layer = tap.removeprefix("grad:").partition("@")
+        if tap.startswith("grad:") and (kind not in _GRADIENTS or (kind == "attention") != bool(layer)):
+            raise BadValue(
+                f"there is no tap {tap!r}. Gradients by the image are grad:loss, grad:logit, grad:attention@LAYER."
+            )
+        if _place(tap) != "out":
+            _module(net, _place(tap))
 
 
 def _place(tap: str) -> str:
-    """The tap whose value a gradient is taken of."""
-    return tap.partition("@")[2] or "out"
+    """The tap whose value a gradient is taken of; any other tap itself."""
+    return tap.partition("@")[2] or "out" if tap.startswith("grad:") else tap
+
+
+def _module(net: nn.Module, tap: str) -> nn.Module:
+    name = tap.removesuffix(":in").removesuffix(":map")
+    try:
+        return net.get_submodule(name)
+    except AttributeError:
+        # Only now are all names read: every step of a training asks for its taps.
+        check_layers(net, [name])
+        raise
+
+
+def _moving_norms(net: nn.Module) -> list[nn.Module]:
+    return [m for m in net.modules() if isinstance(m, _BatchNorm) and m.training and m.running_mean is not None]
 
 
 @contextmanager
@@ -100,24 +107,21 @@ def _by_running_statistics(norms: list[nn.Module]) -> Iterator[None]:
 
 
 def _forward(net: nn.Module, images: Tensor, wanted: set[str]) -> dict[str, Tensor]:
-    values, handles = {}, []
+    values = {}
 
     def keep(tap: str, value: object) -> None:
         found = chosen(value, who=f"what stands at {tap!r}")
         values[tap] = as_map(found).contiguous() if tap.endswith(":map") else found.clone()
 
-    try:
+    with ExitStack() as hooks:
         for tap in sorted(wanted - {"out"}):
-            module = net.get_submodule(_layer(tap))
+            module = _module(net, tap)
             if tap.endswith(":in"):
                 hook = module.register_forward_pre_hook(lambda m, inputs, tap=tap: keep(tap, inputs[0]))
             else:
                 hook = module.register_forward_hook(lambda m, inputs, output, tap=tap: keep(tap, output))
-            handles.append(hook)
+            hooks.enter_context(hook)
         values["out"] = answers_of(net, images)
-    finally:
-        for handle in handles:
-            handle.remove()
     for tap in wanted - set(values):
         raise BadValue(f"a pass of the network never comes to {tap!r}. {suggest(tap, sorted(values))}")
     return values

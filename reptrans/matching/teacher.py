@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from reptrans.data import Batch, Loader
-from reptrans.errors import BadValue
-from reptrans.matching.taps import check_taps, tapped
+from reptrans.errors import BadValue, choose
+from reptrans.matching.taps import tapped
 from reptrans.training import evaluating
 from reptrans.training.batches import checked_network
 from reptrans.training.evaluation import device_of
@@ -38,8 +39,7 @@ class Teacher:
     def values(self, batch: Batch, taps: Iterable[str], mode: str = "eval") -> dict[str, Tensor]:
         """{tap: detached value} for one batch of the loader."""
         taps = list(taps)
-        if mode not in MODES:
-            raise BadValue(f"the teacher's mode is {mode!r}; possible: {', '.join(MODES)}.")
+        choose(mode, MODES, "the teacher's mode is {}", BadValue)
         if mode == "eval" and self.keeps and self._prepared(batch, taps):
             return {tap: self._kept[tap].index_select(0, batch.index) for tap in taps}
         return self._run(batch, taps, mode)
@@ -70,14 +70,11 @@ class Teacher:
 
     def _fitting(self) -> set[str]:
         """The taps that are kept: the smallest first, so that it does not matter which was asked for first."""
-        found, left = set(), self.budget
-        for tap in sorted(self._sizes, key=lambda tap: (self._sizes[tap], tap)):
-            left -= self._sizes[tap]
-            found |= {tap} if left >= 0 else set()
-        return found
+        order = sorted(self._sizes, key=lambda tap: (self._sizes[tap], tap))
+        together = accumulate(self._sizes[tap] for tap in order)
+        return {tap for tap, size in zip(order, together, strict=True) if size <= self.budget}
 
     def _run(self, batch: Batch, taps: list[str], mode: str) -> dict[str, Tensor]:
-        check_taps(self.net, taps)
         # On the network's own device, which need not be that of the batch.
         images, labels = batch.images.to(device_of(self.net)), batch.labels.to(device_of(self.net))
         with evaluating(self.net), _batch_statistics(self.net if mode == "batch" else None):

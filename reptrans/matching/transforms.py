@@ -11,6 +11,8 @@ from torch import Tensor
 
 from reptrans.errors import BadValue, ShapeMismatch
 
+Transform = Callable[[Tensor], Tensor]
+
 
 def identity(x: Tensor) -> Tensor:
     """x itself."""
@@ -29,7 +31,7 @@ def unit_channels(x: Tensor) -> Tensor:
     return _normalised(x.flatten(2))
 
 
-def attention(power: float = 2, reduce: str = "sum") -> Callable[[Tensor], Tensor]:
+def attention(power: float = 2, reduce: str = "sum") -> Transform:
     """The spatial attention map as a unit vector: n(F(A)), F = sum_c |A_c|^p or max_c |A_c|^p, (n, c, h, w) -> (n, hw).
 
     Zagoruyko and Komodakis 2017. `power` p > 0; `reduce` "sum" or "max". The authors' code takes the mean over channels

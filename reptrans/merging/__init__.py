@@ -6,11 +6,11 @@ vectors between networks of one architecture; `compare_spaces` between any with 
 
 from reptrans.attribution import map_correlation, saliency_maps
 from reptrans.merging.align import ALIGNMENTS, aligned
-from reptrans.merging.interpolate import barrier, interpolated, path_rows
+from reptrans.merging.interpolate import barrier, interpolated, path_rows, task_vector, with_task_vectors
 from reptrans.merging.match import FAIR, SOURCE, Matching, match_models
 from reptrans.merging.repair import reestimated, rescaled
-from reptrans.merging.task_vectors import task_vector, with_task_vectors
 from reptrans.merging.units import Units, permuted, unit_groups
+from reptrans.moved import moved
 
 __all__ = [
     "ALIGNMENTS",
@@ -32,3 +32,7 @@ __all__ = [
     "unit_groups",
     "with_task_vectors",
 ]
+
+
+def __getattr__(name: str) -> object:
+    return moved(__name__, name)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, fx, nn
 
-from reptrans.errors import ShapeMismatch, UnknownName, suggest
+from reptrans.errors import ShapeMismatch, choose
 from reptrans.merging.units import Units, permuted, reordered, run_nodes, unit_groups
 from reptrans.similarity import Moments
 from reptrans.training import evaluating
@@ -12,6 +12,7 @@ from reptrans.training.batches import checked_network
 ALIGNMENTS = ("none", "weights", "activations")
 
 _SWEEPS = 100
+_AT_ONCE = 2**21  # numbers of the images in one pass, whose activations are kept until the other network's are there
 
 
 def aligned(a: nn.Module, b: nn.Module, images: Tensor, by: str = "weights", seed: int = 0) -> nn.Module:
@@ -30,8 +31,7 @@ def aligned(a: nn.Module, b: nn.Module, images: Tensor, by: str = "weights", see
     Raises as `unit_groups`; ShapeMismatch for two architectures; UnknownName.
     Source: Ainsworth et al. 2023, section 3 ("weights": algorithm 1; "activations": also Li et al. 2015).
     """
-    if by not in ALIGNMENTS:
-        raise UnknownName(f"there is no alignment by {by!r}. {suggest(by, ALIGNMENTS)}")
+    choose(by, ALIGNMENTS, "there is no alignment by {}")
     check_same_architecture(a, b)
     units = unit_groups(b, images)
     if by == "none":
@@ -56,7 +56,8 @@ def check_same_architecture(a: nn.Module, b: nn.Module) -> None:
 def _by_weights(a: nn.Module, b: nn.Module, units: Units, seed: int) -> dict[int, Tensor]:
     names = {name for name, _ in b.named_parameters()} & set(units.axes)
     theirs, ours = ({n: v.detach().double() for n, v in net.state_dict().items() if n in names} for net in (a, b))
-    found, generator = units.identity(), torch.Generator().manual_seed(seed)
+    found = {group: torch.arange(size) for group, size in units.sizes.items()}
+    generator = torch.Generator().manual_seed(seed)
     for _ in range(_SWEEPS):
         better = False
         for number in torch.randperm(len(found), generator=generator).tolist():
@@ -89,18 +90,22 @@ def _gain(a: dict, b: dict, units: Units, found: dict[int, Tensor], group: int) 
 
 
 def _by_activations(a: nn.Module, units: Units, images: Tensor) -> dict[int, Tensor]:
-    b = units.traced.net
     found: dict[int, Tensor] = {group: torch.zeros(size, size) for group, size in units.sizes.items()}
-    with evaluating(a, b), torch.no_grad():
-        mine = _read(unit_groups(a, images), images)
-        yours = _read(units, images)
-    for (group, x), (same, y) in zip(mine, yours, strict=True):
-        if group != same or x.shape != y.shape:
-            raise ShapeMismatch(
-                f"the two networks have the same weights but compute differently: {tuple(x.shape)} values are read in "
-                f"one where the other has {tuple(y.shape)}. Align networks of one architecture."
-            )
-        found[group] = found[group] + Moments(x.shape[1], y.shape[1], x.device).update(x, y).correlation.cpu()
+    nets, moments = (unit_groups(a, images), units), []  # moments of each value that is read, over all images
+    with evaluating(a, units.traced.net), torch.no_grad():
+        for part in images.split(max(1, _AT_ONCE // images[0].numel())):
+            values = list(zip(*(_read(each, part) for each in nets), strict=True))
+            for number, ((group, x), (same, y)) in enumerate(values):
+                if group != same or x.shape != y.shape:
+                    raise ShapeMismatch(
+                        f"the two networks have the same weights but compute differently: {tuple(x.shape)} values are "
+                        f"read in one where the other has {tuple(y.shape)}. Align networks of one architecture."
+                    )
+                if number == len(moments):
+                    moments.append(Moments(x.shape[1], y.shape[1], x.device))
+                moments[number].update(x, y)
+    for ((group, _), _), seen in zip(values, moments, strict=True):
+        found[group] = found[group] + seen.correlation.cpu()
     return {group: _assigned(correlation) for group, correlation in found.items()}
 
 

@@ -1,22 +1,23 @@
 """Train one network to answer, or to represent, as another does, and report what that gained and what it cost."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from reptrans.attribution import map_correlation, saliency_maps
-from reptrans.data import Loader, Split
+from reptrans.data import Batch, Loader, Split
 from reptrans.errors import BadData, BadValue, ShapeMismatch
 from reptrans.layers import front
+from reptrans.matching import affine, resized
 from reptrans.similarity import Moments, channel_blocks, compare
 from reptrans.training import Plan, evaluate, evaluating, fit
 from reptrans.training.batches import answers_of, checked_network
 from reptrans.training.evaluation import device_of
+from reptrans.training.schedule import PRECISIONS
 
 Pairs = Sequence[tuple[str, str]]
 
@@ -76,7 +77,9 @@ def match_models(
     fits and judges; here held-out images judge as well.
     """
     checked_network(student), checked_network(teacher)
-    plan = replace(how.plan, precision=_precision(student, how.plan))
+    # The precision of the student's weights; "bfloat16" stays where they are float32, which means mixed precision.
+    dtype, wanted = next(student.parameters()).dtype, how.plan.precision
+    plan = replace(how.plan, precision=next((p for p in (wanted, *PRECISIONS) if PRECISIONS[p] == dtype), wanted))
     moved = copy.deepcopy(student).requires_grad_(True).eval()
     pairs = None if on == _OUTPUTS else _pairs(on)
     matched = _Matched(moved, teacher, pairs, how)
@@ -84,17 +87,22 @@ def match_models(
     for name, batch in sets.items():
         matched.check(batch, name)
     likeness = list(dict.fromkeys([*(pairs or ()), *_pairs(report)]))
-    before = _state(moved, teacher, matched, sets, task, likeness)
+    before = _state(moved, teacher, sets, task, likeness)
     loader = Loader(Split(images, torch.arange(len(images))), min(how.batch_size, len(images)), mean=(0.0,), std=(1.0,),
                     shuffle=True, seed=seed, device=device_of(student), dtype=images.dtype)  # fmt: skip
     matched.connect(images)
     before |= matched.residuals(sets)
     targets = matched.targets(images)
-    fit(lambda batch, _: ({"rss": matched.loss(batch.images, targets, batch.index)}, {}), matched, loader, plan)
-    after = _state(moved, teacher, matched, sets, task, likeness) | matched.residuals(sets)
-    rows = [{"quantity": q, "where": w, "before": before[q, w], "after": after[q, w]} for q, w in before]
-    rows += _distances(student, moved)
-    table = pd.DataFrame(rows)
+
+    def objective(batch: Batch, progress: float) -> tuple[dict[str, Tensor], dict]:
+        wanted = [target[batch.index] for target in targets]
+        return {"rss": matched.per_image(matched(batch.images), wanted, how.relative).mean()}, {}
+
+    fit(objective, matched, loader, plan)
+    after = _state(moved, teacher, sets, task, likeness) | matched.residuals(sets)
+    distances = _distances(student, moved)
+    before, after = before | dict.fromkeys(distances, 0.0), after | distances
+    table = pd.DataFrame({"quantity": q, "where": w, "before": before[q, w], "after": after[q, w]} for q, w in before)
     table["ratio"] = table["after"] / table["before"].where(table["before"] != 0)
     moved.train(student.training)
     return moved, table
@@ -105,15 +113,41 @@ class _Matched(nn.Module):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, pairs: Pairs | None, how: Matching):
         super().__init__()
-        self.student, self.pairs, self.how = student, pairs, how
-        self.connectors = nn.ModuleList()
+        self.student, self.pairs, self.how, self.connectors = student, pairs, how, nn.ModuleList()
         # Kept out of the modules: a teacher is looked at and never trained, saved or moved.
-        self.sides = [_values(student, pairs, 0), _values(teacher, pairs, 1)]
-        self.names = (type(student).__name__, type(teacher).__name__)
-        self.teacher = (teacher,)
+        self.teacher, self.sides = (teacher,), (_values(student, pairs, 0), _values(teacher, pairs, 1))
 
     def train(self, mode: bool = True) -> "_Matched":
         return super().train(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        values = self.sides[0](images)
+        return [c(v) for c, v in zip(self.connectors, values, strict=True)] if self.connectors else values
+
+    @torch.no_grad()
+    def targets(self, images: Tensor) -> list[Tensor]:
+        """What the teacher gives for the images."""
+        with evaluating(*self.teacher):
+            parts = [self.sides[1](part) for part in images.split(self.how.batch_size)]
+        return [torch.cat(values) for values in zip(*parts, strict=True)]
+
+    def per_image(self, values: list[Tensor], targets: list[Tensor], relative: bool) -> Tensor:
+        """(n,): the residuals of all places, summed."""
+        total = 0
+        for t, s in map(resized, targets, values):
+            rss = (s - t).flatten(1).square().sum(1)
+            total = total + (rss / t.flatten(1).square().sum(1).clamp_min(1e-12) if relative else rss)
+        return total
+
+    @torch.no_grad()
+    def residuals(self, sets: dict[str, Tensor]) -> dict[tuple[str, str], float]:
+        found = {}
+        for name, images in sets.items():
+            seen = ((self(part), self.targets(part)) for part in images.split(self.how.batch_size))
+            each = [[self.per_image(*both, relative) for relative in (False, True)] for both in seen]
+            for quantity, parts in zip(("rss", "relative rss"), zip(*each, strict=True), strict=True):
+                found[quantity, name] = float(torch.cat(parts).double().mean())
+        return found
 
     def check(self, images: Tensor, name: str) -> None:
         """One image through both: clear errors before anything is trained."""
@@ -134,91 +168,46 @@ class _Matched(nn.Module):
         if not images.isfinite().all():
             raise BadData(f"the {name} images hold NaN or infinity.")
         for place, s, t in zip(self.pairs or [_OUTPUTS], *found, strict=True):
-            self._check_shapes(place, s, t)
-
-    def _check_shapes(self, place: str | tuple[str, str], s: Tensor, t: Tensor) -> None:
-        if s.shape == t.shape:
-            return
-        if place == _OUTPUTS:
-            raise ShapeMismatch(
-                f"the student's outputs are {tuple(s.shape[1:])}, the teacher's {tuple(t.shape[1:])}. Match networks "
-                "with as many outputs, or match layers: on=[(student layer, teacher layer), …]."
-            )
-        if not self.how.connector or s.ndim != t.ndim or s.ndim not in (2, 4):
-            raise ShapeMismatch(
-                f"the student's {place[0]!r} gives {tuple(s.shape[1:])} for an image, the teacher's {place[1]!r} "
-                f"{tuple(t.shape[1:])}. Either pair layers of one shape, or, where both give maps or both vectors, let "
-                "a linear map be trained along: Matching(..., connector=True)."
-            )
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        values = self.sides[0](images)
-        return [c(v) for c, v in zip(self.connectors, values, strict=True)] if self.connectors else values
-
-    def loss(self, images: Tensor, targets: list[Tensor], index: Tensor) -> Tensor:
-        return self.per_image(self(images), [target[index] for target in targets], self.how.relative).mean()
-
-    def per_image(self, values: list[Tensor], targets: list[Tensor], relative: bool) -> Tensor:
-        """(n,): the residuals of all places, summed."""
-        total = 0
-        for s, t in zip(values, targets, strict=True):
-            grid = _common_grid(s, t)
-            s, t = (F.adaptive_avg_pool2d(v, grid) if grid else v for v in (s, t))
-            rss = (s - t).flatten(1).square().sum(1)
-            total = total + (rss / t.flatten(1).square().sum(1).clamp_min(1e-12) if relative else rss)
-        return total
-
-    @torch.no_grad()
-    def targets(self, images: Tensor) -> list[Tensor]:
-        """What the teacher gives for all images, computed once."""
-        with evaluating(*self.teacher):
-            parts = [self.sides[1](part) for part in images.split(self.how.batch_size)]
-        return [torch.cat(values) for values in zip(*parts, strict=True)]
-
-    @torch.no_grad()
-    def residuals(self, sets: dict[str, Tensor]) -> dict[tuple[str, str], float]:
-        found = {}
-        for name, images in sets.items():
-            values = [torch.cat(v) for v in zip(*map(self, images.split(self.how.batch_size)), strict=True)]
-            for quantity, relative in (("rss", False), ("relative rss", True)):
-                each = self.per_image(values, self.targets(images), relative)
-                found[quantity, name] = float(each.double().mean())
-        return found
+            if s.shape != t.shape and place == _OUTPUTS:
+                raise ShapeMismatch(
+                    f"the student's outputs are {tuple(s.shape[1:])}, the teacher's {tuple(t.shape[1:])}. Match "
+                    "networks with as many outputs, or match layers: on=[(student layer, teacher layer), …]."
+                )
+            if s.shape != t.shape and not (self.how.connector and s.ndim == t.ndim and s.ndim in (2, 4)):
+                raise ShapeMismatch(
+                    f"the student's {place[0]!r} gives {tuple(s.shape[1:])} for an image, the teacher's {place[1]!r} "
+                    f"{tuple(t.shape[1:])}. Either pair layers of one shape, or, where both give maps or both vectors, "
+                    "let a linear map be trained along: Matching(..., connector=True)."
+                )
 
     @torch.no_grad()
     def connect(self, images: Tensor) -> None:
         """A linear map for each pair, where they are asked for: weight and bias by least squares on `images`."""
         if not (self.how.connector and self.pairs):
             return
-        values = [torch.cat(v) for v in zip(*map(self.sides[0], images.split(self.how.batch_size)), strict=True)]
-        for s, t in zip(values, self.targets(images), strict=True):
-            grid = _common_grid(s, t)
-            x, y = (channel_blocks(F.adaptive_avg_pool2d(v, grid) if grid else v, 1) for v in (s, t))
-            seen = Moments(x.shape[1], y.shape[1], x.device).update(x, y)
+        first = list(zip(self(images[:1]), self.targets(images[:1]), strict=True))
+        moments = [Moments(s.shape[1], t.shape[1], s.device) for s, t in first]
+        for part in images.split(self.how.batch_size):
+            for seen, s, t in zip(moments, self(part), self.targets(part), strict=True):
+                y, x = (channel_blocks(v, 1) for v in resized(t, s))
+                seen.update(x, y)
+        for seen, (s, t) in zip(moments, first, strict=True):
             # Through the pseudo-inverse, for dead channels make the normal equations singular.
             weight = (torch.linalg.pinv(seen.xx, rtol=1e-12, hermitian=True) @ seen.xy).T
-            kind = nn.Conv2d(s.shape[1], t.shape[1], 1) if s.ndim == 4 else nn.Linear(s.shape[1], t.shape[1])
-            layer = kind.to(s)
+            layer = affine(s, t.shape[1]).to(s)
             layer.weight.copy_(weight.reshape(layer.weight.shape))
             layer.bias.copy_(seen.mean_y - weight @ seen.mean_x)
             self.connectors.append(layer)
 
 
-def _values(net: nn.Module, pairs: Pairs | None, side: int):
+def _values(net: nn.Module, pairs: Pairs | None, side: int) -> Callable[[Tensor], list[Tensor]]:
     """images -> the list of values to match, of one of the two networks."""
     if pairs is None:
         return lambda images: [answers_of(net, images)]
     names = [pair[side] for pair in pairs]
     with evaluating(net):
         part = front(net, list(dict.fromkeys(names)))
-    return lambda images: [(found := part(images)) and found[name] for name in names]
-
-
-def _common_grid(s: Tensor, t: Tensor) -> tuple[int, int] | None:
-    """The smaller of two maps' grids, if they differ."""
-    if s.ndim != 4 or s.shape[2:] == t.shape[2:]:
-        return None
-    return tuple(map(min, s.shape[2:], t.shape[2:]))
+    return lambda images: list(map(part(images).__getitem__, names))
 
 
 def _pairs(on: object) -> list[tuple[str, str]]:
@@ -228,7 +217,7 @@ def _pairs(on: object) -> list[tuple[str, str]]:
     return [tuple(pair) for pair in pairs]
 
 
-def _state(student, teacher, matched: _Matched, sets, task, likeness: Pairs) -> dict[tuple[str, str], float]:
+def _state(student, teacher, sets, task, likeness: Pairs) -> dict[tuple[str, str], float]:
     """All that is told of a student, apart from the residuals."""
     found: dict[tuple[str, str], float] = {}
     for name, images in sets.items():
@@ -251,18 +240,7 @@ def _state(student, teacher, matched: _Matched, sets, task, likeness: Pairs) -> 
     return found
 
 
-def _distances(before: nn.Module, after: nn.Module) -> list[dict]:
+def _distances(before: nn.Module, after: nn.Module) -> dict[tuple[str, str], float]:
     old, new = (torch.cat([p.detach().double().flatten() for p in net.parameters()]) for net in (before, after))
     moved, size = float((new - old).norm()), float(old.norm())
-    return [
-        {"quantity": "distance", "where": where, "before": 0.0, "after": value}
-        for where, value in (("parameters", moved), ("relative", moved / size))
-    ]
-
-
-def _precision(student: nn.Module, plan: Plan) -> str:
-    """The plan's precision for the student's weights; bfloat16 stays, which means mixed precision."""
-    dtype = next(student.parameters()).dtype
-    if plan.dtype == dtype:
-        return plan.precision
-    return {torch.float64: "float64", torch.float32: "float32"}.get(dtype, plan.precision)
+    return {("distance", "parameters"): moved, ("distance", "relative"): moved / size}

@@ -59,7 +59,10 @@ def rescaled(merged: nn.Module, a: nn.Module, b: nn.Module, loader: Iterable, sh
         (mean_a, std_a), (mean_b, std_b) = (end[name] for end in ends)
         mean, std = _statistics(copied, [name], batches)[name]
         factor = torch.where(std > 0, torch.lerp(std_a, std_b, share) / std.where(std > 0, 1.0), 1.0)
-        _correct(copied.get_submodule(name), factor, torch.lerp(mean_a, mean_b, share) - mean * factor)
+        shift, layer = torch.lerp(mean_a, mean_b, share) - mean * factor, copied.get_submodule(name)
+        with torch.no_grad():
+            layer.weight.mul_(factor.to(layer.weight).reshape(-1, *[1] * (layer.weight.ndim - 1)))
+            layer.bias.mul_(factor.to(layer.bias)).add_(shift.to(layer.bias))
     return copied
 
 
@@ -82,22 +85,20 @@ def _layers(net: nn.Module, batches: list[Tensor]) -> list[str]:
 @torch.no_grad()
 def _statistics(net: nn.Module, names: list[str], batches: list[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     """layer -> (mean, standard deviation) of every channel over all images and places, in float64."""
-    values: dict[str, list[Tensor]] = {name: [] for name in names}
-    with evaluating(net):
-        for images in batches:
-            with record(net, names, clone=True) as activations:
-                net(images)
-            for name in names:
-                values[name].append(channel_blocks(activations[name].double()).transpose(1, 2).flatten(0, 1))
-    return {name: (torch.cat(v).mean(0), torch.cat(v).std(0, correction=0)) for name, v in values.items()}
-
-
-@torch.no_grad()
-def _correct(layer: nn.Module, factor: Tensor, shift: Tensor) -> None:
-    """The layer's output times `factor` plus `shift`, channel by channel."""
-    factor, shift = factor.to(layer.weight), shift.to(layer.weight)
-    layer.weight.mul_(factor.reshape(-1, *[1] * (layer.weight.ndim - 1)))
-    layer.bias.mul_(factor).add_(shift)
+    first, sums = {}, dict.fromkeys(names, 0.0)
+    for images in batches:
+        with evaluating(net), record(net, names, clone=True) as activations:
+            net(images)
+        for name in names:
+            x = channel_blocks(activations[name].double())
+            # From the first value, so that no digits are lost, and a constant channel varies by exactly 0.
+            apart = x - first.setdefault(name, x[:1, :, :1])
+            sums[name] += torch.stack([(apart**power).sum((0, 2)) for power in range(3)])
+    found = {}
+    for name, (count, total, squares) in sums.items():
+        variance = squares / count - (total / count).square()
+        found[name] = first[name].flatten() + total / count, variance.clamp_min(0).sqrt()
+    return found
 
 
 def _images(loader: Iterable, device: torch.device) -> Iterator[Tensor]:

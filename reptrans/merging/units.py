@@ -37,14 +37,8 @@ class Units:
     @cached_property
     def weights_of(self) -> dict[int, list[str]]:
         """group -> names in the state dict that it moves."""
-        found: dict[int, list[str]] = {group: [] for group in self.sizes}
-        for name, axes in self.axes.items():
-            for group in {block.group for blocks in axes.values() for block in blocks} & set(found):
-                found[group].append(name)
-        return found
-
-    def identity(self) -> dict[int, Tensor]:
-        return {group: torch.arange(size) for group, size in self.sizes.items()}
+        moved = {name: {b.group for blocks in axes.values() for b in blocks} for name, axes in self.axes.items()}
+        return {group: [name for name, groups in moved.items() if group in groups] for group in self.sizes}
 
     def random(self, generator: torch.Generator) -> dict[int, Tensor]:
         return {group: torch.randperm(size, generator=generator) for group, size in self.sizes.items()}
@@ -72,10 +66,8 @@ def unit_groups(net: nn.Module, images: Tensor) -> Units:
 
 def permuted(net: nn.Module, units: Units, permutations: Permutations) -> nn.Module:
     """A copy of `net` in whose group g unit i is the former unit permutations[g][i]; the function stays the same."""
-    copied = copy.deepcopy(net)
-    state = {name: value.clone() for name, value in net.state_dict().items()}
-    for name, axes in units.axes.items():
-        state[name] = reordered(state[name], axes, permutations)
+    copied, axes = copy.deepcopy(net), units.axes
+    state = {n: reordered(value, axes.get(n, {}), permutations) for n, value in net.state_dict().items()}
     copied.load_state_dict(state)
     return copied
 

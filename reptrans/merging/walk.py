@@ -21,6 +21,7 @@ _BY_CHANNEL = frozenset(
 _REDUCING = ("mean", "sum", "amax")
 _BY_CHANNEL_MODULES = tuple(f"torch.nn.modules.{kind}" for kind in ("activation", "pooling", "dropout", "padding"))
 _MIXING = (nn.MultiheadAttention, nn.GLU)
+_FIXED = 0  # the group of all units that stay where they are
 
 
 class Block(NamedTuple):
@@ -47,8 +48,7 @@ class Walk:
     values: dict[fx.Node, Blocks] = field(default_factory=dict)
     axes: dict[str, dict[int, Blocks]] = field(default_factory=dict)
     read: dict[fx.Node, Blocks] = field(default_factory=dict)
-    parent: list[int] = field(default_factory=list)
-    fixed: set[int] = field(default_factory=set)
+    parent: list[int] = field(default_factory=lambda: [_FIXED])
 
     def groups(self) -> tuple[dict[int, int], dict[str, dict[int, Blocks]], dict[fx.Node, Blocks]]:
         """Sizes of the groups that may be permuted, blocks along the axes of weights, blocks of what layers read."""
@@ -62,33 +62,36 @@ class Walk:
         axes = {name: {axis: self.final(blocks) for axis, blocks in of.items()} for name, of in self.axes.items()}
         read = {node: self.final(blocks) for node, blocks in self.read.items()}
         blocks = [block for of in axes.values() for found in of.values() for block in found]
-        sizes = {b.group: b.size for b in blocks if b.group not in self.fixed and b.size > 1}
-        return sizes, axes, read
+        return {b.group: b.size for b in blocks if b.group != _FIXED and b.size > 1}, axes, read
 
     def value(self, node: fx.Node) -> Blocks:
         given = [n for n in node.all_input_nodes if n in self.values]
-        if node.op == "placeholder" or node.op == "get_attr" or all(self.is_fixed(self.values[n]) for n in given):
-            if self.module(node) is None or not list(self.module(node).parameters()):
-                return self.still(node)
-        blocks = self.followed(node, given)
+        module, shape = self.module(node), self.shapes[node]
+        idle = all(block.group == _FIXED for n in given for block in self.final(self.values[n]))
+        if (idle or node.op in ("placeholder", "get_attr")) and not (module and list(module.parameters())):
+            return _still(shape)
+        blocks = self.followed(node, given, module)
         if blocks is None:
             raise self.unknown(node)
-        features, shape = _features(blocks), self.shapes[node]
-        if len(shape) < 2 or shape[1] != features:
-            raise BadValue(f"{self.described(node)} gives {tuple(shape)}, which are not {features} channels on axis 1.")
+        if len(shape) < 2 or shape[1] != _features(blocks):
+            raise BadValue(
+                f"{self.described(node)} gives {tuple(shape)}, which are not {_features(blocks)} channels on axis 1."
+            )
         return blocks
 
-    def followed(self, node: fx.Node, given: list[fx.Node]) -> Blocks | None:
+    def followed(self, node: fx.Node, given: list[fx.Node], module: nn.Module | None) -> Blocks | None:
         """The blocks of what `node` makes of its inputs; None where this is not known."""
-        module = self.module(node)
         if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
             return self.convolution(node, module)
         if isinstance(module, nn.Linear) and len(self.shapes[given[0]]) == 2:
             return self.layer(node, given[0], module.out_features)
-        if isinstance(module, nn.modules.batchnorm._NormBase | nn.PReLU) or self.is_one_norm(node, given, module):
-            return self.per_channel(node, given[0])
+        if self.is_by_channel_norm(given, module):
+            if not isinstance(module, nn.PReLU) or module.num_parameters > 1:
+                self.note(node, 0, self.values[given[0]])
+            return self.values[given[0]]
         if module is None and (name := _name(node)) in ("cat", "concat", "concatenate"):
-            return sum((self.values[n] for n in given), ()) if _axis(node, len(self.shapes[node])) == 1 else None
+            on_channels = _dim(node, 0) in (1, 1 - len(self.shapes[node]))
+            return sum((self.values[n] for n in given), ()) if on_channels else None
         if module is None and name in _SUMS:
             return self.tied(given)
         return self.passed(node, given[0], module) if len(given) == 1 else None
@@ -102,7 +105,7 @@ class Walk:
             more = module.out_channels // module.in_channels
             out = tuple(block._replace(repeat=block.repeat * more) for block in blocks)
         else:
-            out = self.still(node)
+            out = _still(self.shapes[node])
             self.fix(blocks)
         self.note(node, 0, out)
         return out
@@ -115,16 +118,12 @@ class Walk:
         self.read[source] = self.values[source]
         return out
 
-    def per_channel(self, node: fx.Node, source: fx.Node) -> Blocks:
-        if not isinstance(self.module(node), nn.PReLU) or self.module(node).num_parameters > 1:
-            self.note(node, 0, self.values[source])
-        return self.values[source]
-
-    def is_one_norm(self, node: fx.Node, given: list[fx.Node], module: nn.Module | None) -> bool:
-        """Norms over all channels at once with a weight for each."""
+    def is_by_channel_norm(self, given: list[fx.Node], module: nn.Module | None) -> bool:
+        """Norms by channel, and over all channels at once with a weight for each; PReLU has such weights too."""
         if isinstance(module, nn.GroupNorm):
             return module.num_groups == 1
-        return isinstance(module, nn.LayerNorm) and len(self.shapes[given[0]]) == 2
+        one_vector = isinstance(module, nn.LayerNorm) and len(self.shapes[given[0]]) == 2
+        return one_vector or isinstance(module, nn.modules.batchnorm._NormBase | nn.PReLU)
 
     def tied(self, given: list[fx.Node]) -> Blocks:
         """Element by element: what stands on the same channel has to move together."""
@@ -137,15 +136,12 @@ class Walk:
 
     def passed(self, node: fx.Node, source: fx.Node, module: nn.Module | None) -> Blocks | None:
         """Operations on each channel by itself, and those that only lay out places anew."""
-        before, after = self.shapes[source], self.shapes[node]
-        if before[:2] == after[:2] and _is_by_channel(node, module, len(before)):
-            return self.values[source]
-        if isinstance(module, nn.Flatten) or _name(node) in ("flatten", "view", "reshape"):
-            if before[:2] == after[:2]:
-                return self.values[source]
-            if len(after) == 2 and after[0] == before[0] and after[1] == math.prod(before[1:]):
-                places = math.prod(before[2:])
-                return tuple(block._replace(repeat=block.repeat * places) for block in self.values[source])
+        before, after, blocks = self.shapes[source], self.shapes[node], self.values[source]
+        laid_out = isinstance(module, nn.Flatten) or _name(node) in ("flatten", "view", "reshape")
+        if before[:2] == after[:2] and (laid_out or _is_by_channel(node, module, len(before))):
+            return blocks
+        if laid_out and tuple(after) == (before[0], math.prod(before[1:])):
+            return tuple(block._replace(repeat=block.repeat * math.prod(before[2:])) for block in blocks)
         return None
 
     def note(self, node: fx.Node, axis: int, blocks: Blocks, names: tuple[str, ...] | None = None) -> None:
@@ -156,30 +152,21 @@ class Walk:
                 known = self.axes.setdefault(f"{node.target}.{name}", {})
                 self.tie(known.setdefault(axis, blocks), blocks)
 
-    def still(self, node: fx.Node) -> Blocks:
-        """Channels that stay in their order: images, and what operations without weights make of them."""
-        shape = self.shapes[node]
-        block = Block(self.group(), shape[1] if len(shape) > 1 else shape.numel())
-        self.fix((block,))
-        return (block,)
-
     def tie(self, x: Blocks, y: Blocks) -> None:
-        if [block[1:] for block in x] == [block[1:] for block in y]:
+        if [block[1:] for block in x] != [block[1:] for block in y]:
+            self.fix(x, y)
+        else:
             for a, b in zip(x, y, strict=True):
                 self.join(a.group, b.group)
-        else:
-            self.fix(x, y)
-
-    def join(self, a: int, b: int) -> None:
-        a, b = self.root(a), self.root(b)
-        self.parent[b] = a
-        self.fixed |= {a} if b in self.fixed else set()
 
     def fix(self, *values: Blocks) -> None:
-        self.fixed |= {self.root(block.group) for blocks in values for block in blocks}
+        for block in (block for blocks in values for block in blocks):
+            self.join(block.group, _FIXED)
 
-    def is_fixed(self, blocks: Blocks) -> bool:
-        return all(self.root(block.group) in self.fixed for block in blocks)
+    def join(self, a: int, b: int) -> None:
+        # The smaller number is the root, so that what was joined to the fixed units is fixed.
+        a, b = sorted((self.root(a), self.root(b)))
+        self.parent[b] = a
 
     def group(self) -> int:
         self.parent.append(len(self.parent))
@@ -204,10 +191,15 @@ class Walk:
 
     def described(self, node: fx.Node) -> str:
         module = self.module(node)
-        if node.op == "call_module":
-            reason = self.traced.opaque.get(node.target)
-            return f"layer {node.target!r} ({type(module).__name__})" + (f", not traced ({reason})," if reason else "")
-        return f"{_name(node)} (at {node.name!r} in the graph)"
+        if node.op != "call_module":
+            return f"{_name(node)} (at {node.name!r} in the graph)"
+        reason = self.traced.opaque.get(node.target)
+        return f"layer {node.target!r} ({type(module).__name__})" + (f", not traced ({reason})," if reason else "")
+
+
+def _still(shape: torch.Size) -> Blocks:
+    """Channels that stay in their order: images, and what operations without weights make of them."""
+    return (Block(_FIXED, shape[1] if len(shape) > 1 else shape.numel()),)
 
 
 def _features(blocks: Blocks) -> int:
@@ -221,9 +213,8 @@ def _name(node: fx.Node) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
-def _axis(node: fx.Node, axes: int, default: int = 0) -> int:
-    axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else default)
-    return axis % axes if isinstance(axis, int) else -1
+def _dim(node: fx.Node, default: object) -> object:
+    return node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else default)
 
 
 def _is_by_channel(node: fx.Node, module: nn.Module | None, axes: int) -> bool:
@@ -232,7 +223,7 @@ def _is_by_channel(node: fx.Node, module: nn.Module | None, axes: int) -> bool:
         known = type(module).__module__ in _BY_CHANNEL_MODULES or isinstance(module, nn.Identity | nn.Upsample)
         return known and not isinstance(module, _MIXING)
     if _name(node) in _REDUCING:
-        over = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else ())
-        over = (over,) if isinstance(over, int) else tuple(over)
-        return bool(over) and not {axis % axes for axis in over} & {0, 1}
+        over = _dim(node, ())
+        over = {axis % axes for axis in ((over,) if isinstance(over, int) else over)}
+        return bool(over) and not over & {0, 1}
     return _name(node) in _BY_CHANNEL

@@ -7,8 +7,8 @@ True
 
 from torch import nn
 
-from reptrans.errors import BadValue
-from reptrans.models.families import listed_names, make
+from reptrans.errors import BadValue, check_whole
+from reptrans.models.families import make, model_names
 from reptrans.models.from_timm import timm_network
 from reptrans.models.from_torchvision import torchvision_network
 from reptrans.models.from_transformers import transformers_network
@@ -48,8 +48,8 @@ def build(
         )
     size = _height_width(image_size)
     for argument, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-        if value is not None and not _is_positive(value):
-            raise BadValue(f"{argument} is {value!r}; it must be a whole number from 1 on.")
+        if value is not None:
+            check_whole(argument, value, 1)
     if library := LIBRARIES.get(name.partition("/")[0] if "/" in name else ""):
         with drawing(seed):
             return library(name, num_classes, in_channels, size, weights, options).float()
@@ -67,14 +67,9 @@ def build(
         return make(name, num_classes, in_channels, size, options).float()
 
 
-def model_names() -> list[str]:
-    """The names of this package's own networks; any number k goes in cnn3_w{k}, resnet20_w{k} and wrn_{depth}_{k}."""
-    return listed_names()
-
-
 def _height_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(size) != 2 or not all(_is_positive(side) for side in size):
+    if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
         raise BadValue(f"image_size is {image_size!r}; it must be a side in pixels or (height, width), each from 1 on.")
     return size
 
@@ -83,7 +78,3 @@ def _described(value: object) -> str:
     if isinstance(value, nn.Module):
         return f"a network ({type(value).__name__}), which is built already"
     return repr(value) if value is None else f"{type(value).__name__}"
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -10,7 +10,7 @@ from math import prod
 
 from torch import nn
 
-from reptrans.models.parts import Size, head
+from reptrans.models.parts import Size, convolution, head
 
 # Tiny10's unpadded convolutions: output channels, kernel, stride.
 _TINY10 = ((16, 3, 1), (16, 3, 1), (32, 3, 2), (32, 3, 1), (32, 3, 1), (64, 3, 2), (64, 3, 1), (64, 1, 1))
@@ -44,10 +44,7 @@ def nbn_tiny10(num_classes: int, in_channels: int, image_size: Size) -> nn.Seque
 def _tiny10(num_classes: int, in_channels: int, *, batch_norm: bool) -> nn.Sequential:
     layers = OrderedDict()
     for k, (channels, kernel, stride) in enumerate(_TINY10, start=1):
-        layers[f"conv{k}"] = nn.Conv2d(in_channels, channels, kernel, stride)
-        if batch_norm:
-            layers[f"bn{k}"] = nn.BatchNorm2d(channels)
-        layers[f"relu{k}"] = nn.ReLU()
+        layers |= convolution(k, in_channels, channels, kernel, stride, batch_norm=batch_norm)
         in_channels = channels
     return nn.Sequential(layers | head(in_channels, num_classes))
 
@@ -64,12 +61,7 @@ def dense(num_classes: int, in_channels: int, image_size: Size) -> nn.Sequential
 
 def cnn3(num_classes: int, in_channels: int, image_size: Size, width: int) -> nn.Sequential:
     """Three padded 3x3 convolutions of `width`, 2 and 4 times `width` channels, a 2x2 max pool between each two."""
-    layers = OrderedDict()
-    for k in (1, 2, 3):
-        channels = width * 2 ** (k - 1)
-        layers[f"conv{k}"] = nn.Conv2d(in_channels, channels, 3, padding=1)
-        layers[f"bn{k}"], layers[f"relu{k}"] = nn.BatchNorm2d(channels), nn.ReLU()
-        if k < 3:
-            layers[f"pool{k}"] = nn.MaxPool2d(2)
-        in_channels = channels
-    return nn.Sequential(layers | head(in_channels, num_classes))
+    layers = convolution(1, in_channels, width, padding=1) | {"pool1": nn.MaxPool2d(2)}
+    layers |= convolution(2, width, 2 * width, padding=1) | {"pool2": nn.MaxPool2d(2)}
+    layers |= convolution(3, 2 * width, 4 * width, padding=1)
+    return nn.Sequential(layers | head(4 * width, num_classes))

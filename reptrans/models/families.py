@@ -53,8 +53,8 @@ FAMILIES = (
 )
 
 
-def listed_names() -> list[str]:
-    """Every listed name, family by family."""
+def model_names() -> list[str]:
+    """The names of this package's own networks; any number k goes in cnn3_w{k}, resnet20_w{k} and wrn_{depth}_{k}."""
     return [name for family in FAMILIES for name in family.listed.split()]
 
 
@@ -76,7 +76,7 @@ def _find(name: str) -> tuple[Family, list[int | str]]:
         if match := re.fullmatch(family.pattern, name):
             return family, [int(g) if g.isdigit() else g for g in match.groups() if g is not None]
     raise UnknownName(
-        f"There is no network {name!r}. {suggest(name, listed_names(), 'Networks')}; also cnn3_w{{k}}, resnet20_w{{k}} "
+        f"There is no network {name!r}. {suggest(name, model_names(), 'Networks')}; also cnn3_w{{k}}, resnet20_w{{k}} "
         "and wrn_{depth}_{k} of any k, torchvision/NAME, timm/NAME, hf/TYPE, and module:function or "
         "path/to/file.py:function of your own."
     )

@@ -4,8 +4,8 @@ from types import ModuleType
 
 from torch import nn
 
-from reptrans.errors import BadValue, NotAvailable, UnknownName, suggest
-from reptrans.models.library import library, near, refuse_large, rehearsed
+from reptrans.errors import BadValue, NotAvailable, UnknownName, choose, near
+from reptrans.models.library import FRESH, library, refuse_large, refuse_other, rehearsed
 
 
 def timm_network(
@@ -64,8 +64,7 @@ def _tag(timm: ModuleType, short: str, named: str, asked: str | None) -> str:
     """The tag of the weights that are meant, by the name (resnet50.a1_in1k) or by `weights`; "" is timm's default."""
     known = [full.partition(".")[2] for full in timm.list_models(f"{short}.*", pretrained=True)]
     for tag in (named, asked):
-        if tag and tag != "default" and tag not in known:
-            raise UnknownName(f"timm/{short} has no weights {tag!r}. {suggest(tag, ['default', *known], 'Weights')}")
+        choose(tag or "default", ["default", *known], f"timm/{short} has no weights {{}}", listed="Weights")
     return named if asked in (None, "default") else asked
 
 
@@ -77,15 +76,9 @@ def _trained(timm: ModuleType, name: str, full: str, num_classes: int | None, in
             f"timm has no weights of {name} as safetensors, and pickled ones are not loaded, since they may run code. "
             "Choose other weights or another network."
         )
-    for argument, own, given in (
-        ("num_classes", found.num_classes, num_classes), ("in_channels", found.input_size[0], in_channels)
-    ):  # fmt: skip
-        if given not in (None, own):
-            hint = "channels=3 of load_dataset repeats grey images" if argument == "in_channels" else "Leave it out"
-            raise BadValue(
-                f"The weights {full} of timm have {argument}={own}, not {given}. {hint}, or use "
-                "weights=None for fresh weights."
-            )
+    own = {"num_classes": found.num_classes, "in_channels": found.input_size[0]}
+    given = {"num_classes": num_classes, "in_channels": in_channels}
+    refuse_other(f"{full} of timm", own, given, FRESH)
     file = {"file": _fetched(name, found.hf_hub_id), "custom_load": False}
     return {"pretrained": True, "pretrained_cfg": found.tag or None, "pretrained_cfg_overlay": file,
             "num_classes": found.num_classes}  # fmt: skip

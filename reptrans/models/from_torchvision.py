@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from reptrans.errors import BadValue, NotAvailable, ShapeMismatch, UnknownName, suggest
+from reptrans.errors import BadValue, NotAvailable, ShapeMismatch, choose
+from reptrans.models.library import FRESH, refuse_other
 
 
 def torchvision_network(
@@ -26,15 +27,18 @@ def torchvision_network(
 
     short = name.removeprefix("torchvision/")
     known = torchvision.models.list_models(module=torchvision.models)
-    if short not in known:
-        raise UnknownName(f"torchvision has no classification network {short!r}. {suggest(short, known, 'Networks')}")
+    choose(short, known, "torchvision has no classification network {}", listed="Networks")
     if in_channels != 3:
         raise BadValue(
             f"{name} takes images of 3 channels, in_channels is {in_channels}. channels=3 of load_dataset repeats "
             "grey images three times; or choose a network of this package (model_names())."
         )
     chosen = _weights(name, torchvision.models.get_model_weights(short), weights)
-    arguments = _arguments(short, chosen, _classes(name, chosen, num_classes), image_size) | options
+    if chosen is not None:
+        own = {"num_classes": len(chosen.meta["categories"])}
+        refuse_other(f"{chosen.name} of {name}", own, {"num_classes": num_classes}, FRESH)
+        num_classes = own["num_classes"]
+    arguments = _arguments(short, chosen, num_classes or 10, image_size) | options
     try:
         return torchvision.models.get_model(short, weights=chosen, **arguments)
     except TypeError as error:
@@ -54,23 +58,8 @@ def torchvision_network(
 def _weights(name: str, known, asked: str | None):
     if asked is None:
         return None
-    for member in [known.DEFAULT] if asked == "default" else known:
-        if asked in ("default", member.name):
-            return member
-    options = ["default", *(member.name for member in known)]
-    raise UnknownName(f"{name} has no weights {asked!r}. {suggest(asked, options, 'Weights')}")
-
-
-def _classes(name: str, weights, asked: int | None) -> int:
-    if weights is None:
-        return 10 if asked is None else asked
-    own = len(weights.meta["categories"])
-    if asked not in (None, own):
-        raise BadValue(
-            f"The weights {weights.name} of {name} have {own} classes, num_classes is {asked}. Leave num_classes out, "
-            "or use weights=None for a fresh network of that many classes."
-        )
-    return own
+    table = {"default": known.DEFAULT} | {member.name: member for member in known}
+    return choose(asked, table, f"{name} has no weights {{}}", listed="Weights")
 
 
 def _arguments(short: str, weights, num_classes: int, image_size: tuple[int, int]) -> dict:

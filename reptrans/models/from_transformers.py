@@ -5,14 +5,14 @@ Images get a classification head, text the base network, without one. No code an
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from reptrans.errors import BadCheckpoint, BadValue, NotAvailable, UnknownName
-from reptrans.models.library import library, near, refuse_large, rehearsed
+from reptrans.errors import BadCheckpoint, BadValue, NotAvailable, UnknownName, near
+from reptrans.models.library import library, refuse_large, refuse_other, rehearsed
 from reptrans.paths import expanded
 
 
@@ -61,14 +61,12 @@ def tokenizer_of(name: str) -> Path | None:
         return None
     place = name.removeprefix("hf/")
     folder = expanded(place, name)
-    if not folder.is_dir():
-        try:
-            hub = library("huggingface_hub", "hf", name)
-            found = hub.try_to_load_from_cache(place, "tokenizer.json")
-        except (NotAvailable, ValueError):  # no repository either: the network says so
-            return None
+    if folder.is_dir():
+        return folder / "tokenizer.json" if (folder / "tokenizer.json").is_file() else None
+    with suppress(NotAvailable, ValueError):  # no repository either: the network says so
+        found = library("huggingface_hub", "hf", name).try_to_load_from_cache(place, "tokenizer.json")
         return Path(found) if isinstance(found, str) else None
-    return folder / "tokenizer.json" if (folder / "tokenizer.json").is_file() else None
+    return None
 
 
 def _types() -> list[str]:
@@ -164,18 +162,13 @@ def _set_images(name: str, config, in_channels: int, image_size: tuple[int, int]
 def _loaded(name: str, folder: Path, config, facts: tuple) -> nn.Module:
     num_classes, in_channels, _ = facts
     kind = _class(name, config)
-    channels = getattr(config, "num_channels", 3)
-    for argument, own, given in (
-        ("num_classes", config.num_labels, num_classes),
-        ("in_channels", channels, in_channels),
-    ):
-        if _sees(config) and given not in (None, own):
-            hint = "channels=3 of load_dataset repeats grey images" if argument == "in_channels" else "Leave it out"
-            raise BadValue(
-                f"The weights of {name} have {argument}={own}, not {given}. {hint}, or choose a type: hf/vit."
-            )
+    own = {"num_classes": config.num_labels, "in_channels": getattr(config, "num_channels", 3)}
+    if _sees(config):
+        given = {"num_classes": num_classes, "in_channels": in_channels}
+        refuse_other(f"of {name}", own, given, "choose a type: hf/vit.")
     net, lacking = _read(name, kind, folder, config)
-    if lacking and all(key.startswith("pooler.") for key in lacking) and _takes(net, "add_pooling_layer"):
+    pools = "add_pooling_layer" in inspect.signature(type(net).__init__).parameters
+    if lacking and pools and all(key.startswith("pooler.") for key in lacking):
         net, lacking = _read(name, kind, folder, config, add_pooling_layer=False)
     if lacking:
         raise BadCheckpoint(
@@ -213,10 +206,6 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _takes(net: nn.Module, argument: str) -> bool:
-    return argument in inspect.signature(type(net).__init__).parameters
 
 
 def _sees(config) -> bool:

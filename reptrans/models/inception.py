@@ -47,8 +47,7 @@ def inceptionv1(num_classes: int, in_channels: int, image_size: Size, *, batch_n
     layers = _stem(in_channels, batch_norm)
     c_in = 192
     for name, channels in _BLOCKS.items():
-        layers[f"mixed{name}_pre_relu"] = InceptionBlock(c_in, channels, batch_norm)
-        layers[f"mixed{name}"] = nn.ReLU()
+        layers |= _activated(f"mixed{name}", InceptionBlock(c_in, channels, batch_norm))
         if name in _POOL_AFTER:
             layers |= _pool(_POOL_AFTER[name])
         one, _, three, _, five, pool = channels
@@ -59,15 +58,16 @@ def inceptionv1(num_classes: int, in_channels: int, image_size: Size, *, batch_n
 
 def _stem(in_channels: int, batch_norm: bool) -> OrderedDict[str, nn.Module]:
     layers = OrderedDict(conv2d0_pad=nn.ZeroPad2d((2, 3, 2, 3)))
-    layers["conv2d0_pre_relu"] = _conv(in_channels, 64, 7, batch_norm, stride=2, padding=0)
-    layers["conv2d0"] = nn.ReLU()
-    layers |= _pool("maxpool0")
+    layers |= _activated("conv2d0", _conv(in_channels, 64, 7, batch_norm, stride=2, padding=0)) | _pool("maxpool0")
     layers["lrn0"] = nn.LocalResponseNorm(9, alpha=1e-4, beta=0.5, k=1.0)
-    for name, c_in, c_out, kernel in (("conv2d1", 64, 64, 1), ("conv2d2", 64, 192, 3)):
-        layers[f"{name}_pre_relu"] = _conv(c_in, c_out, kernel, batch_norm)
-        layers[name] = nn.ReLU()
+    layers |= _activated("conv2d1", _conv(64, 64, 1, batch_norm))
+    layers |= _activated("conv2d2", _conv(64, 192, 3, batch_norm))
     layers["lrn1"] = nn.LocalResponseNorm(9, alpha=1e-4, beta=0.5, k=1.0)
     return layers | _pool("maxpool1")
+
+
+def _activated(name: str, module: nn.Module) -> OrderedDict[str, nn.Module]:
+    return OrderedDict({f"{name}_pre_relu": module, name: nn.ReLU()})
 
 
 def _pool(name: str) -> OrderedDict[str, nn.Module]:

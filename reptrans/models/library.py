@@ -1,16 +1,17 @@
-"""What networks from optional libraries share: the library or how to get it, near names, and a bound on their size."""
+"""What networks from optional libraries share: the library or how to get it, and what is refused."""
 
-import difflib
 import importlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
 from torch import nn
 
 from reptrans.errors import BadValue, NotAvailable
-from reptrans.randomness import drawing
+from reptrans.randomness import drawing, made_as
+
+FRESH = "use weights=None for fresh weights."
 
 
 def library(module: str, extra: str, name: str) -> ModuleType:
@@ -23,10 +24,12 @@ def library(module: str, extra: str, name: str) -> ModuleType:
         ) from error
 
 
-def near(name: str, options: Iterable[str]) -> str:
-    """ "Did you mean 'a' or 'b'? ", or nothing: for lists of a thousand names, which no message should hold."""
-    found = sorted(difflib.get_close_matches(name, list(options), n=5))
-    return f"Did you mean {' or '.join(map(repr, found))}? " if found else ""
+def refuse_other(weights: str, own: dict[str, int], given: dict[str, int | None], advice: str) -> None:
+    """Raises BadValue for another number of classes or of channels than the trained weights have."""
+    for what, asked in given.items():
+        if asked not in (None, own[what]):
+            hint = "channels=3 of load_dataset repeats grey images" if what == "in_channels" else "Leave it out"
+            raise BadValue(f"The weights {weights} have {what}={own[what]}, not {asked}. {hint}, or {advice}")
 
 
 def refuse_large(name: str, make: Callable[[], nn.Module], hint: str) -> None:
@@ -50,10 +53,6 @@ def refuse_large(name: str, make: Callable[[], nn.Module], hint: str) -> None:
 @torch.no_grad()
 def rehearsed(net: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     """The network after it has seen one empty image: it says now what it has against that size, not in a training."""
-    drawn = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
+    with made_as(torch.float32):
         net.float().eval()(torch.zeros(shape))
-    finally:
-        torch.set_default_dtype(drawn)
     return net.train()

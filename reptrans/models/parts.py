@@ -14,6 +14,16 @@ class Add(nn.Module):
         return branch + shortcut
 
 
+def convolution(
+    name: object, c_in: int, c_out: int, kernel: int = 3, stride: int = 1, padding: int = 0, *, batch_norm: bool = True
+) -> OrderedDict[str, nn.Module]:
+    """A convolution with a bias, batch norm if wanted, and ReLU: conv{name}, bn{name}, relu{name}."""
+    layers = OrderedDict({f"conv{name}": nn.Conv2d(c_in, c_out, kernel, stride, padding)})
+    if batch_norm:
+        layers[f"bn{name}"] = nn.BatchNorm2d(c_out)
+    return layers | {f"relu{name}": nn.ReLU()}
+
+
 def head(channels: int, num_classes: int) -> OrderedDict[str, nn.Module]:
     """The end of most convolutional networks: mean over space, then one linear layer."""
     return OrderedDict(avgpool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(channels, num_classes))

@@ -5,6 +5,7 @@ block the sum of branch and shortcut is a layer of its own, `add`; the block's o
 `relu` that it uses after each batch norm and after the sum.
 """
 
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 
@@ -82,11 +83,8 @@ def _resnet(
         relu=nn.ReLU(in_place),
     )
     for k, (width, count) in enumerate(zip(widths[1:], blocks, strict=True), start=1):
-        stage = []
-        for b in range(count):
-            stage.append(block(c_in, width, stride=2 if k > 1 and b == 0 else 1, in_place=in_place))
-            c_in = width * block.expansion
-        layers[f"layer{k}"] = nn.Sequential(*stage)
+        first, c_in = block(c_in, width, 1 if k == 1 else 2, in_place), width * block.expansion
+        layers[f"layer{k}"] = nn.Sequential(first, *(block(c_in, width, 1, in_place) for _ in range(count - 1)))
     return he_fan_out(nn.Sequential(layers | head(c_in, num_classes)))
 
 
@@ -138,15 +136,9 @@ def from_l2t(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     There each stage is a first block and a list of the others (block1, blocks2.0, ...; here layer1.0, layer1.1, ...).
     Unused entries of their class (`alphas.*`) are left out.
     """
-    stages = {"block1": 1, "blocks2": 1, "block3": 2, "blocks4": 2, "block5": 3, "blocks6": 3}
-    renamed = {}
-    for key, value in state.items():
-        first, _, rest = key.partition(".")
-        if first.startswith("blocks"):
-            number, _, rest = rest.partition(".")
-            key = f"layer{stages[first]}.{int(number) + 1}.{rest}"
-        elif first in stages:
-            key = f"layer{stages[first]}.0.{rest}"
-        if first != "alphas":
-            renamed[key] = value
-    return renamed
+
+    def renamed(key: str) -> str:
+        key = re.sub(r"^block([135])\.", lambda m: f"layer{(int(m[1]) + 1) // 2}.0.", key)
+        return re.sub(r"^blocks([246])\.(\d+)\.", lambda m: f"layer{int(m[1]) // 2}.{int(m[2]) + 1}.", key)
+
+    return {renamed(key): value for key, value in state.items() if key.partition(".")[0] != "alphas"}

@@ -1,13 +1,14 @@
 """VGG networks (Simonyan & Zisserman, 2015) for small images: stages of 3x3 convolutions and one linear layer.
 
-Names: conv{stage}_{number}, bn..., relu..., pool{stage}. Convolutions have a bias. Linear weights start at N(0, 0.01).
+Names: conv{stage}_{number}, bn..., relu..., pool{stage}. Convolutions have a bias. Linear weights start at
+N(0, 0.01), all biases at 0.
 """
 
 from collections import OrderedDict
 
 from torch import nn
 
-from reptrans.models.parts import Size, he_fan_out, head
+from reptrans.models.parts import Size, convolution, he_fan_out, head
 
 _WIDTHS = (64, 128, 256, 512, 512)
 _CONVOLUTIONS = {  # per stage
@@ -40,17 +41,13 @@ def _vgg(
     layers = OrderedDict()
     for stage, (width, count) in enumerate(zip(widths, counts, strict=True), start=1):
         for number in range(1, count + 1):
-            layers[f"conv{stage}_{number}"] = nn.Conv2d(c_in, width, 3, padding=1)
-            if batch_norm:
-                layers[f"bn{stage}_{number}"] = nn.BatchNorm2d(width)
-            layers[f"relu{stage}_{number}"] = nn.ReLU()
+            layers |= convolution(f"{stage}_{number}", c_in, width, padding=1, batch_norm=batch_norm)
             c_in = width
         if stage <= pools:
             layers[f"pool{stage}"] = nn.MaxPool2d(2)
     net = he_fan_out(nn.Sequential(layers | head(c_in, num_classes)))
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.zeros_(module.bias)
+    for name, parameter in net.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
     nn.init.normal_(net.fc.weight, 0, 0.01)
-    nn.init.zeros_(net.fc.bias)
     return net

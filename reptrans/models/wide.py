@@ -41,11 +41,9 @@ def wide_resnet(num_classes: int, in_channels: int, image_size: Size, depth: int
         )
     layers, c_in = OrderedDict(conv1=nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)), 16
     for k, channels in enumerate((16 * width, 32 * width, 64 * width), start=1):
-        stage = []
-        for b in range((depth - 4) // 6):
-            stage.append(PreActivationBlock(c_in, channels, stride=2 if k > 1 and b == 0 else 1))
-            c_in = channels
-        layers[f"layer{k}"] = nn.Sequential(*stage)
+        first, c_in = PreActivationBlock(c_in, channels, 1 if k == 1 else 2), channels
+        others = (PreActivationBlock(channels, channels, 1) for _ in range((depth - 4) // 6 - 1))
+        layers[f"layer{k}"] = nn.Sequential(first, *others)
     layers |= OrderedDict(bn=nn.BatchNorm2d(c_in), relu=nn.ReLU())
     net = he_fan_out(nn.Sequential(layers | head(c_in, num_classes)))
     nn.init.zeros_(net.fc.bias)

@@ -37,30 +37,19 @@ def stick_figures(
     A function of the arguments alone. Raises BadValue.
     """
     _check(identities, poses, held_out, height, clutter, contrast, tint)
+    g, scale = torch.Generator().manual_seed(seed), height / 64
+    who, number = torch.arange(identities).repeat_interleave(poses), torch.arange(poses).repeat(identities)
+    cameras, first, unseen = number % CAMERAS, number < CAMERAS * QUERIES, who >= identities - held_out
     with in_double():
-        everybody, first, unseen = _everybody(identities, poses, held_out, height, clutter, contrast, tint, seed)
-    return Reid(
-        "stick figures", everybody.select(~unseen), everybody.select(unseen & first), everybody.select(unseen & ~first)
-    )
-
-
-def _everybody(
-    identities: int, poses: int, held_out: int, height: int, clutter: int, contrast: float, tint: float, seed: int
-) -> tuple[People, Tensor, Tensor]:
-    """All persons, and which images are queries' and which of held-out persons."""
-    g = torch.Generator().manual_seed(seed)
-    who = torch.arange(identities).repeat_interleave(poses)
-    cameras = torch.arange(poses).repeat(identities) % CAMERAS
-    proportions, colours = _persons(identities, g)
-    landmarks = _landmarks(proportions[who], g)
-    scale = height / 64
-    images = _background(len(who), (height, height // 2), clutter, contrast, g)
-    images = _drawn(images, landmarks * scale, proportions[who] * scale, colours[who])
-    seen = 1 + tint * _between(g, -1, 1, CAMERAS, 3)
-    images = images * seen[cameras][:, :, None, None] + 0.03 * torch.randn(images.shape, generator=g)
+        proportions, colours = _persons(identities, g)
+        landmarks = _landmarks(proportions[who], g)
+        images = _background(len(who), (height, height // 2), clutter, contrast, g)
+        images = _drawn(images, landmarks * scale, proportions[who] * scale, colours[who])
+        seen = 1 + tint * _between(g, -1, 1, CAMERAS, 3)
+        images = images * seen[cameras][:, :, None, None] + 0.03 * torch.randn(images.shape, generator=g)
     joints = (scale * landmarks[:, : len(JOINTS)]).float()
     everybody = People(images.clamp(0, 1).mul(255).round().byte(), who, cameras, joints)
-    return everybody, torch.arange(poses).repeat(identities) < CAMERAS * QUERIES, who >= identities - held_out
+    return Reid("stick figures", *(everybody.select(part) for part in (~unseen, unseen & first, unseen & ~first)))
 
 
 def _persons(n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:

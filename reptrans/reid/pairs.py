@@ -9,6 +9,7 @@ from torch import Tensor
 
 from reptrans.data import Split
 from reptrans.errors import BadData, BadValue
+from reptrans.matching import above_0
 from reptrans.reid.people import People, as_floats, pose_maps
 
 
@@ -54,8 +55,7 @@ class Pairs:
         self._check()
         self.shuffle, self.split, self.epoch = True, Split(people.images, people.identities), 0
         self._images = as_floats(people.images.to(self.device), dtype)
-        if targets:
-            self._maps = pose_maps(people.landmarks.to(self.device), people.size, sigma, dtype)
+        self._landmarks = people.landmarks.to(self.device) if targets else None
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.people), self.batch_size)
@@ -68,7 +68,9 @@ class Pairs:
             batch = PairBatch(sources, same.to(self.device, self.dtype), first)
             if self.targets:
                 at = target.flatten().to(self.device)
-                batch = batch._replace(maps=self._maps[at], targets=self._images[at])
+                # Made anew for each batch: those of all images would be larger than the images.
+                maps = pose_maps(self._landmarks[at], self.people.size, self.sigma, self.dtype)
+                batch = batch._replace(maps=maps, targets=self._images[at])
             yield batch
 
     def choose(self, epoch: int) -> list[tuple[Tensor, ...]]:
@@ -98,6 +100,7 @@ class Pairs:
             )
         if self.targets:
             landmarks_known(self.people)
+            above_0(" (pixels)", sigma=self.sigma)
 
 
 def landmarks_known(people: People) -> None:

@@ -1,11 +1,12 @@
 """Images of people: who, by which camera, and where the joints are."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from reptrans.errors import BadData, BadValue, ShapeMismatch
+from reptrans.errors import BadData, ShapeMismatch
+from reptrans.matching import above_0
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +50,8 @@ class People:
 
     def select(self, index: Tensor) -> "People":
         """The images at `index`, positions or a mask (n,)."""
-        fields = ("images", "identities", "cameras", "landmarks")
-        chosen = {name: getattr(self, name) for name in fields}
-        return replace(self, **{name: None if v is None else v[index] for name, v in chosen.items()})
+        fields = (self.images, self.identities, self.cameras, self.landmarks)
+        return People(*(None if field is None else field[index] for field in fields))
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,7 @@ def pose_maps(landmarks: Tensor, size: tuple[int, int], sigma: float, dtype: tor
 
     `landmarks` (n, j, 2), rows and columns; the map of a joint that is not seen (NaN) is 0. Raises BadValue.
     """
-    if not sigma > 0:
-        raise BadValue(f"sigma is {sigma!r}; it must be a number of pixels above 0.")
+    above_0(" (pixels)", sigma=sigma)
     rows, columns = (torch.arange(n, dtype=dtype, device=landmarks.device) for n in size)
     r, c = landmarks.to(dtype).unbind(2)
     r, c = ((axis - at[..., None]).square() / (-2 * sigma**2) for axis, at in ((rows, r), (columns, c)))

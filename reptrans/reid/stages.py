@@ -136,35 +136,34 @@ def train_stage(
     return pd.DataFrame(rows)
 
 
-class Optimisers:
-    """Adam (0.5, 0.999) of encoder, head and generator, SGD of each discriminator, with each part's own rate."""
+class Optimisers(dict[str, torch.optim.Optimizer]):
+    """ "main": Adam (0.5, 0.999) of encoder, head and generator; "identity", "pose": SGD of each discriminator.
+
+    Each part has its own highest rate.
+    """
 
     def __init__(self, parts: Parts, stage: Stage):
         siamese, generator, *discriminators = parts
-        moving = {"encoder": siamese.encoder, "head": siamese.head, "generator": generator}
-        moving = moving if stage.moves_encoder else {"generator": generator}
+        moving = {"encoder": siamese.encoder, "head": siamese.head} if stage.moves_encoder else {}
+        moving |= {"generator": generator}
         groups = [{"params": list(net.parameters()), "rate": getattr(stage.rates, n)} for n, net in moving.items()]
-        self.main = torch.optim.Adam(groups, lr=0.0, betas=(0.5, 0.999))
-        self.identity, self.pose = (
-            torch.optim.SGD([{"params": list(net.parameters()), "rate": rate}], lr=0.0, momentum=0.9, weight_decay=1e-4)
-            for net, rate in zip(discriminators, stage.rates[3:], strict=True)
-        )
+        super().__init__(main=torch.optim.Adam(groups, lr=0.0, betas=(0.5, 0.999)))
+        for name, net, rate in zip(("identity", "pose"), discriminators, stage.rates[3:], strict=True):
+            group = {"params": list(net.parameters()), "rate": rate}
+            self[name] = torch.optim.SGD([group], lr=0.0, momentum=0.9, weight_decay=1e-4)
 
     def set_share(self, share: float) -> None:
         """Give every part `share` of its highest rate."""
-        for optimiser in self._each().values():
+        for optimiser in self.values():
             for group in optimiser.param_groups:
                 group["lr"] = group["rate"] * share
 
     def state_dict(self) -> dict:
-        return {name: optimiser.state_dict() for name, optimiser in self._each().items()}
+        return {name: optimiser.state_dict() for name, optimiser in self.items()}
 
     def load_state_dict(self, state: dict) -> None:
-        for name, optimiser in self._each().items():
+        for name, optimiser in self.items():
             optimiser.load_state_dict(state[name])
-
-    def _each(self) -> dict[str, torch.optim.Optimizer]:
-        return {"main": self.main, "identity": self.identity, "pose": self.pose}
 
 
 def _epoch(parts: Parts, pairs: Pairs, stage: Stage, optimisers: Optimisers, epoch: int, seed: int) -> dict:
@@ -177,7 +176,7 @@ def _epoch(parts: Parts, pairs: Pairs, stage: Stage, optimisers: Optimisers, epo
     for batch in pairs:
         terms, figures = _step(parts, batch, stage, optimisers, draws)
         step += 1
-        sums.add(terms, figures, len(batch.index), step, optimisers.main.param_groups[0]["lr"])
+        sums.add(terms, figures, len(batch.index), step, optimisers["main"].param_groups[0]["lr"])
     return {"epoch": epoch + 1, "step": step, "rate": stage.share(epoch)} | sums.means()
 
 
@@ -200,14 +199,14 @@ def _step(
         codes, verification = parts.siamese(batch.sources)
     if not stage.adversarial:
         terms = {"verification": stage.weights.verification * fd_gan.verification_loss(verification, batch.same)}
-        _descend(optimisers.main, total_of(terms, {}), stage)
+        _descend(optimisers["main"], total_of(terms, {}), stage)
         return terms, {}
     fakes = parts.generator(batch.maps, codes, noise_for(parts.generator, batch, draws))
     figures = _train_discriminators(parts, batch, fakes.detach(), stage, optimisers, draws)
     identity, pose = parts.identity(batch.sources, fakes), parts.pose(batch.maps, fakes)
     weights = stage.weights if stage.moves_encoder else stage.weights._replace(verification=0.0)
     terms = fd_gan.terms(weights, verification, identity, pose, fakes, batch.targets, batch.same)
-    _descend(optimisers.main, total_of(terms, figures), stage)
+    _descend(optimisers["main"], total_of(terms, figures), stage)
     return terms, figures
 
 
@@ -218,7 +217,7 @@ def _train_discriminators(
     for name, net, given in (("identity", parts.identity, batch.sources), ("pose", parts.pose, batch.maps)):
         labels = fd_gan.discriminator_labels(draws, stage.smooth, stage.swap)
         loss = fd_gan.discriminator_loss(net(given, batch.targets), net(given, fakes), labels)
-        _descend(getattr(optimisers, name), loss, stage)
+        _descend(optimisers[name], loss, stage)
         losses[f"discriminator_{name}"] = loss.detach()
     return losses
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from reptrans.errors import BadData, BadValue, ShapeMismatch
-from reptrans.similarity.pair import numbers, tensor_of
+from reptrans.similarity.checks import numbers, tensor_of
 
 
 def disagreement(a: Tensor, b: Tensor) -> float:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from reptrans.errors import BadValue
-from reptrans.similarity.pair import Pair, of_moments, refuse_full
+from reptrans.similarity.checks import refuse_full
+from reptrans.similarity.pair import Pair, of_moments
 from reptrans.similarity.spectrum import Spectrum
 
 

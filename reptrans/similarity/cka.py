@@ -32,25 +32,22 @@ def debiased_cka(pair: Pair) -> Tensor:
     return _ratio(*pair.alignment(debiased=True))
 
 
-@of_rows(matrices=5)
+def _kernel(x: Tensor, bandwidth: float, debiased: bool) -> Tensor:
+    """(n, n), centred or U-centred."""
+    squared = squared_distances(x)
+    middle = [squared.flatten().kthvalue((len(x) ** 2 + more) // 2).values for more in (1, 2)]
+    k = torch.exp(-squared / (bandwidth**2 * sum(middle)))
+    return u_centred(k) if debiased else k - k.mean(0) - k.mean(1, keepdim=True) + k.mean()
+
+
+@of_rows(prepare=_kernel, matrices=5)
 def rbf_cka(x: Tensor, y: Tensor, bandwidth: float = 1.0, debiased: bool = False) -> Tensor:
     """CKA with Gaussian kernels exp(-d² / (2 t² median d²)), t = `bandwidth`, the median over all n² squared distances.
 
     Range [0, 1], debiased [-1, 1]; 1 = alike. A wide kernel (t = 100) gives linear CKA. Memory n².
     Source: Kornblith et al. 2019, section 3, and their code for the median.
     """
-    k, l = (_gaussian(v, bandwidth) for v in (x, y))  # noqa: E741
-    if debiased:
-        k, l = u_centred(k), u_centred(l)  # noqa: E741
-    else:
-        k, l = (m - m.mean(0) - m.mean(1, keepdim=True) + m.mean() for m in (k, l))  # noqa: E741
-    return _ratio(*products(k, l))
-
-
-def _gaussian(x: Tensor, bandwidth: float) -> Tensor:
-    squared = squared_distances(x)
-    middle = [squared.flatten().kthvalue((len(x) ** 2 + more) // 2).values for more in (1, 2)]
-    return torch.exp(-squared / (bandwidth**2 * sum(middle)))
+    return _ratio(*products(x, y))
 
 
 def squared_distances(x: Tensor) -> Tensor:

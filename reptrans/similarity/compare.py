@@ -1,7 +1,7 @@
 """All pairs of layers of two networks in one pass over the images."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -12,17 +12,18 @@ from torch import Tensor, nn
 from reptrans.errors import BadData, BadValue, ShapeMismatch
 from reptrans.layers import channel_axes, cuttable_layers, front
 from reptrans.layers.network import first_examples, unwrap
+from reptrans.similarity.checks import largest_of
 from reptrans.similarity.fold import FOLDS, blocks, check_fold, fold, laid_out, places, token_mask, without_padding
 from reptrans.similarity.grams import Grams, join_small
 from reptrans.similarity.inputs import Inputs, batches, explained, moved, refuse_single, size_of
 from reptrans.similarity.measures import Measure, find
-from reptrans.similarity.moments import Moments
-from reptrans.similarity.pair import largest_of
+from reptrans.similarity.moments import AT_ONCE, PairMoments, Sums
+from reptrans.training import evaluating
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_BYTES = 2**31  # of moments or rows kept
+MOST_BYTES = 2**32  # of moments, or of rows and what is prepared of them
 
 
 @torch.no_grad()
@@ -47,8 +48,9 @@ def compare(
     names those of both networks; without any it is all of each. `fold` says what is a sample and what a feature, see
     `fold`; of "pixels" the two maps are averaged down to the smaller grid. Which axis holds channels is found by
     `layers.channel_axes`. `class_tokens`: so many leading tokens are dropped, in both networks or (a, b) in each.
-    `options` are the measure's. What is kept depends on what the measure needs: joint moments of all layers (exact,
-    whatever the number of images), Grams of one batch ("minibatch_cka", for "flatten"), or all rows.
+    `options` are the measure's. What is kept depends on what the measure needs: moments of all layers (exact, whatever
+    the number of images), Grams of one batch ("minibatch_cka", for "flatten"), or all rows; of layers that give one and
+    the same tensor, as a block and its last part do, once.
 
         figures.heatmap(compare(a, b, loader), "debiased CKA, pooled", limits=(0, 1))
 
@@ -66,17 +68,20 @@ def compare(
         check_fold(fold, tokens)
     names = _asked(layers_a, layers_b)
     kept = _KEEPERS[find(measure).needs](measure, fold, options)
-    with _evaluating(*nets):
+    with evaluating(*nets):
         for batch in join_small(batches(loader)):
             if not kept.sides:
-                sides = zip(nets, names, dropped, strict=True)
-                kept.sides = tuple(_Side(net, own, batch, fold, tokens) for net, own, tokens in sides)
+                first, second = zip(nets, names, dropped, strict=True)
+                side = _Side(*first, batch, fold)
+                kept.sides = side, side if second == first else _Side(*second, batch, fold)
             kept.update(batch)
     if not kept.sides:
         raise BadData("compare was given no images.")
-    a, b = (side.names for side in kept.sides)
-    values = {(x, y): float(_named(kept.value, i, j, x, y)) for (i, x), (j, y) in product(enumerate(a), enumerate(b))}
-    return pd.DataFrame([[values[x, y] for y in b] for x in a], pd.Index(a), pd.Index(b))
+    a, b = kept.sides
+    values, mirrored = {}, a is b and find(measure).symmetric
+    for i, j in product(range(len(a.distinct)), range(len(b.distinct))):
+        values[i, j] = values[j, i] if mirrored and j < i else _value(kept, i, j)
+    return pd.DataFrame([[values[i, j] for j in b.places] for i in a.places], pd.Index(a.names), pd.Index(b.names))
 
 
 def most_similar(table: "pd.DataFrame", measure: str | Measure) -> "pd.Series":
@@ -98,9 +103,12 @@ def _asked(*layers: str | Sequence[str] | None) -> list[list[str] | None]:
 
 
 class _Side:
-    """One network and the layers of it that are looked at: batch -> their activations, folded as far as each can be."""
+    """One network and the layers of it that are looked at: batch -> their activations, folded as far as each can be.
 
-    def __init__(self, net: nn.Module, names: list[str] | None, batch: Inputs, how: str, dropped: int):
+    `distinct`: the layers that give a tensor of their own, whose activations these are; `places`: each layer's there.
+    """
+
+    def __init__(self, net: nn.Module, names: list[str] | None, dropped: int, batch: Inputs, how: str):
         self.net, self.how, self.dropped = net, how, dropped
         few = moved(net, first_examples(batch, 2))
         refuse_single(net, batch)
@@ -110,12 +118,18 @@ class _Side:
             if names is None:
                 self.names = self._foldable(few)
             self.front = front(net, self.names)
+        self.distinct: list[str] = []
+        self.places: list[int] = []
 
     def __call__(self, batch: Inputs) -> list[Tensor]:
         inputs = moved(self.net, batch)
         with explained(self.net, inputs):
             activations = self.front(inputs)
-        return [self._checked(activations[name], name, inputs) for name in self.names]
+        self.distinct, places = _distinct(activations, self.names)
+        if self.places not in ([], places):
+            raise BadData("some layers give one tensor for some images and not for others; compare them one by one.")
+        self.places = places
+        return [self._checked(activations[name], name, inputs) for name in self.distinct]
 
     def _foldable(self, few: Inputs) -> list[str]:
         activations, found = front(self.net, self.names)(few), []
@@ -146,75 +160,91 @@ class _Side:
         return form(activations, self.how, self.axes[name], self.dropped)
 
 
+def _distinct(activations: dict[str, Tensor], names: list[str]) -> tuple[list[str], list[int]]:
+    """The first name of every tensor, and of each layer which of these tensors it gives."""
+    first = {}
+    for name in names:
+        first.setdefault(id(activations[name]), name)
+    return list(first.values()), [list(first).index(id(activations[name])) for name in names]
+
+
 class _Kept:
-    """What of all layers is kept from batch to batch by an accumulator."""
+    """What is kept of all layers from batch to batch: those of the first side, and from place `second` of the other.
+
+    Of a network with itself the two are the same, and `second` is 0.
+    """
 
     folds: tuple[str, ...] = ("pool", "flatten")
 
     def __init__(self, measure: str, how: str, options: dict):
-        self.measure, self.how, self.options, self.started = measure, how, options, False
-        self.sides: tuple[_Side, ...] = ()
+        self.measure, self.how, self.options, self.sides, self.started = measure, how, options, (), False
         if how not in self.folds:
             raise BadValue(f"{measure} compares whole examples: fold with 'pool' or 'flatten', not with {how!r}.")
         find(measure).check_options(options)
 
     def update(self, batch: Inputs) -> None:
         first, second = self.sides
-        a = first(batch)
-        same = first.net is second.net and (first.names, first.dropped) == (second.names, second.dropped)
-        b = a if same else [v.to(a[0].device) for v in second(batch)]
+        layers = first(batch)
+        if second is not first:
+            layers = [*layers, *(v.to(layers[0].device) for v in second(batch))]
         if not self.started:
-            self.start(a, b)
+            self.second = 0 if second is first else len(first.distinct)
+            self.start(layers)
             self.started = True
-        self.add(a, b)
+        self.add(layers)
 
 
 class _KeptMoments(_Kept):
-    """Joint moments, one for each grid on which a pair of layers meets (only "pixels" has more than one)."""
+    """Sums of each layer, on each grid that it meets another on (only "pixels" has more than one), and products of
+    each pair."""
 
     folds = FOLDS
 
-    def start(self, a: list[Tensor], b: list[Tensor]) -> None:
-        grids = [[self._grid(v) for v in side] for side in (a, b)]
-        self.meet = {(i, j): self._smaller(grids, i, j) for i, j in product(range(len(a)), range(len(b)))}
-        self.moments, self.members = {}, {}
-        for grid in set(self.meet.values()):
-            pairs = [pair for pair, met in self.meet.items() if met == grid]
-            members = [sorted({pair[side] for pair in pairs}) for side in (0, 1)]
-            widths = [[self._fold(s[k], grid).shape[1] for k in m] for s, m in zip((a, b), members, strict=True)]
-            self._refuse_size(sum(map(sum, widths)))
-            self.members[grid] = members
-            self.moments[grid] = Moments(*widths, a[0].device, debiased=self.measure == "debiased_cka")
+    def start(self, layers: list[Tensor]) -> None:
+        debiased, widths = self.measure == "debiased_cka", [v.shape[1] for v in layers]
+        a, b = (range(len(side.distinct)) for side in self.sides)
+        # Of a network with itself, the product of j with i is that of i with j.
+        self.grids = {(i, j): self._grid(layers, i, j) for i, j in product(a, b) if self.second or i <= j}
+        keys = {key for (i, j), grid in self.grids.items() for key in ((i, grid), (self.second + j, grid))}
+        shapes = {(i, j): (widths[i] + debiased, widths[self.second + j] + debiased) for i, j in self.grids}
+        self._refuse_size(sum(widths[k] ** 2 for k, _ in keys) + sum(map(math.prod, shapes.values())), sum(widths))
+        self.sums = {key: Sums(debiased) for key in keys}
+        self.products = {key: layers[0].new_zeros(shape, dtype=torch.float64) for key, shape in shapes.items()}
 
-    def add(self, a: list[Tensor], b: list[Tensor]) -> None:
-        for grid, moments in self.moments.items():
-            chosen = zip((a, b), self.members[grid], strict=True)
-            moments.update(*(torch.cat([self._fold(side[k], grid) for k in m], 1) for side, m in chosen))
+    def add(self, layers: list[Tensor]) -> None:
+        most = max(math.prod(v.shape[2:]) for v in layers)
+        for parts in zip(*(v.split(max(1, AT_ONCE // most)) for v in layers), strict=True):
+            z = {(k, grid): sums.add(self._fold(parts[k], grid)) for (k, grid), sums in self.sums.items()}
+            for (i, j), grid in self.grids.items():
+                self.products[i, j].addmm_(z[i, grid], z[self.second + j, grid].T)
 
     def value(self, i: int, j: int) -> Tensor:
-        grid = self.meet[i, j]
-        places = (members.index(k) for members, k in zip(self.members[grid], (i, j), strict=True))
-        return self.moments[grid].pair(*places).value(self.measure, **self.options)
+        turned = (i, j) not in self.grids
+        key = (j, i) if turned else (i, j)
+        x, y = (self.sums[k, self.grids[key]].own for k in (i, self.second + j))
+        pair = PairMoments(x, y, self.products[key].T if turned else self.products[key])
+        return pair.value(self.measure, **self.options)
 
-    def _grid(self, activations: Tensor) -> tuple[int, ...] | None:
-        return places(activations, 1) if self.how in ("pixels", "tokens") else None
-
-    def _smaller(self, grids: list[list], i: int, j: int) -> tuple[int, ...] | None:
-        x, y = grids[0][i], grids[1][j]
+    def _grid(self, layers: list[Tensor], i: int, j: int) -> tuple[int, ...] | None:
+        """The places on which layers i and j meet; None where whole examples are samples."""
+        if self.how not in ("pixels", "tokens"):
+            return None
+        x, y = (places(layers[k], 1) for k in (i, self.second + j))
         if self.how == "tokens" and x != y:
+            a, b = (side.distinct for side in self.sides)
             raise ShapeMismatch(
-                f"layers {self.sides[0].names[i]!r} and {self.sides[1].names[j]!r} have {x} and {y} tokens, which "
-                "cannot be paired; fold with 'pool', or drop class tokens with class_tokens."
+                f"layers {a[i]!r} and {b[j]!r} have {x} and {y} tokens, which cannot be paired; fold with 'pool', or "
+                "drop class tokens with class_tokens."
             )
-        return tuple(map(min, x, y)) if self.how == "pixels" else x
+        return tuple(map(min, x, y))
 
     def _fold(self, activations: Tensor, grid: tuple[int, ...] | None) -> Tensor:
         return activations.unsqueeze(2) if grid is None else blocks(activations, self.how, grid, 1)
 
-    def _refuse_size(self, features: int) -> None:
-        if 8 * features**2 > MOST_BYTES:
+    def _refuse_size(self, entries: int, features: int) -> None:
+        if 8 * entries > MOST_BYTES:
             raise BadValue(
-                f"the joint moments of {features} features take {8 * features**2 / 2**30:.0f} GiB, more than "
+                f"the moments of {features} features take {8 * entries / 2**30:.0f} GiB, more than "
                 f"{MOST_BYTES / 2**30:.0f}. Name fewer layers, fold with 'pool', or take measure='minibatch_cka'."
             )
 
@@ -225,27 +255,29 @@ class _KeptGrams(_Kept):
         if options:
             raise BadValue(f"{measure} takes its batches from the loader, not {', '.join(options)}.")
 
-    def start(self, a: list[Tensor], b: list[Tensor]) -> None:
-        self.grams = Grams(len(a), len(b), a[0].device)
+    def start(self, layers: list[Tensor]) -> None:
+        self.grams = Grams(*(len(side.distinct) for side in self.sides), layers[0].device)
 
-    def add(self, a: list[Tensor], b: list[Tensor]) -> None:
-        self.grams.update(a, b)
+    def add(self, layers: list[Tensor]) -> None:
+        self.grams.update(*(layers[: self.second], layers[self.second :]) if self.second else (layers, layers))
 
     def value(self, i: int, j: int) -> Tensor:
         return self.grams.values()[i, j]
 
 
 class _KeptRows(_Kept):
-    def start(self, a: list[Tensor], b: list[Tensor]) -> None:
-        self.rows, self.bytes, self.examples = tuple([[] for _ in side] for side in (a, b)), 0, 0
+    """All rows; at the end each layer is prepared once, as far as memory holds what that makes of the columns."""
 
-    def add(self, a: list[Tensor], b: list[Tensor]) -> None:
-        for rows, side in zip(self.rows, (a, b), strict=True):
-            for chunks, v in zip(rows, side, strict=True):
-                chunks.append(v.clone())
-                self.bytes += chunks[-1].nbytes
-        self.examples += len(a[0])
-        find(self.measure).function.refuse_examples(self.examples)
+    def start(self, layers: list[Tensor]) -> None:
+        self.function, self.rows = find(self.measure).function, [[] for _ in layers]
+        self.bytes, self.examples, self.row, self.columns = 0, 0, (None, None), {}
+
+    def add(self, layers: list[Tensor]) -> None:
+        for rows, v in zip(self.rows, layers, strict=True):
+            rows.append(v.clone())
+            self.bytes += v.nbytes
+        self.examples += len(layers[0])
+        self.function.refuse_examples(self.examples)
         if self.bytes > MOST_BYTES:
             raise BadValue(
                 f"{self.measure} keeps the rows of all layers, more than {MOST_BYTES / 2**30:.0f} GiB by now. Name "
@@ -253,31 +285,27 @@ class _KeptRows(_Kept):
             )
 
     def value(self, i: int, j: int) -> Tensor:
-        return find(self.measure).function(torch.cat(self.rows[0][i]), torch.cat(self.rows[1][j]), **self.options)
+        if self.row[0] != i:
+            self.row = i, self._prepared(i)
+        return self.function.combine(self.row[1], self._prepared(self.second + j), **self.options)
+
+    def _prepared(self, k: int) -> object:
+        if k in self.columns:
+            return self.columns[k]
+        own = self.function.prepare(torch.cat(self.rows[k]).double(), **self.options)
+        size = sum(v.nbytes for v in (own if isinstance(own, tuple) else [own]) if isinstance(v, Tensor))
+        if k >= self.second and self.bytes + size <= MOST_BYTES:
+            self.columns[k] = own
+            self.bytes += size
+        return own
 
 
 _KEEPERS = {"moments": _KeptMoments, "grams": _KeptGrams, "rows": _KeptRows}
 
 
-def _named(value, i: int, j: int, x: str, y: str) -> Tensor:
+def _value(kept: _Kept, i: int, j: int) -> float:
     try:
-        return value(i, j)
+        return float(kept.value(i, j))
     except BadData as error:
+        x, y = (side.distinct[k] for side, k in zip(kept.sides, (i, j), strict=True))
         raise BadData(f"Layers {x!r} and {y!r}: {error}") from None
-
-
-def _images(loader: Iterable) -> Iterator[Tensor]:
-    for batch in loader:
-        yield batch if isinstance(batch, Tensor) else batch[0]
-
-
-@contextmanager
-def _evaluating(*nets: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for net in nets for module in net.modules()}
-    for net in nets:
-        net.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

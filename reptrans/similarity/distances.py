@@ -6,12 +6,20 @@ All hold n x n distances in memory; take a few thousand examples. More than memo
 import torch
 from torch import Tensor
 
-from reptrans.errors import UnknownName, suggest
+from reptrans.errors import choose
 from reptrans.similarity.cka import squared_distances
 from reptrans.similarity.pair import of_rows
 
 
-@of_rows(matrices=8)
+def _pairs_of_examples(x: Tensor, distance: str, compare: str) -> Tensor | None:
+    """(n (n - 1) / 2,): the distances of all pairs of examples as `compare` wants them; None where one has none."""
+    upper = torch.triu_indices(len(x), len(x), 1, device=x.device)
+    of, form = (choose(n, t, "rsa knows no {}") for n, t in ((distance, _DISTANCES), (compare, _COMPARISONS)))
+    found = of(x)[upper[0], upper[1]]
+    return None if found.isnan().any() else form[0](found)
+
+
+@of_rows(prepare=_pairs_of_examples, matrices=8)
 def rsa(x: Tensor, y: Tensor, distance: str = "correlation", compare: str = "spearman") -> Tensor:
     """Representational similarity analysis: how the distances between examples agree, over all pairs of examples.
 
@@ -20,39 +28,39 @@ def rsa(x: Tensor, y: Tensor, distance: str = "correlation", compare: str = "spe
     Range [-1, 1], 1 = alike. Only pearson is differentiable. NaN where an example has no variation over its features.
     Source: Kriegeskorte et al. 2008; tau-a by Nili et al. 2014.
     """
-    for name, table in ((distance, _DISTANCES), (compare, _COMPARISONS)):
-        if name not in table:
-            raise UnknownName(f"rsa knows no {name!r}. {suggest(name, table)}")
-    upper = torch.triu_indices(len(x), len(x), 1, device=x.device)
-    a, b = (_DISTANCES[distance](v)[upper[0], upper[1]] for v in (x, y))
-    return (a + b).sum() * torch.nan if (a + b).isnan().any() else _COMPARISONS[compare](a, b)
-
-
-@of_rows(absolute=True, matrices=4)
-def rsm_frobenius(x: Tensor, y: Tensor) -> Tensor:
-    """‖Dx - Dy‖_F of the two matrices (n, n) of Euclidean distances between rows; range [0, ∞), 0 = alike."""
-    return (euclidean(x) - euclidean(y)).norm()
-
-
-@of_rows(absolute=True, matrices=4)
-def rsm_spectral(x: Tensor, y: Tensor) -> Tensor:
-    """‖Dx - Dy‖₂, the largest absolute eigenvalue of the difference of distances; range [0, ∞), 0 = alike."""
-    return torch.linalg.eigvalsh(euclidean(x) - euclidean(y)).abs().max()
-
-
-@of_rows(matrices=6)
-def distance_correlation(x: Tensor, y: Tensor) -> Tensor:
-    """sqrt(dCov² / sqrt(dVar²x dVar²y)) of doubly centred Euclidean distances; biased, as CKA is.
-
-    Range [0, 1], 1 = alike. Invariant to rotation and a common scale. Source: Székely et al. 2007.
-    """
-    a, b = (d - d.mean(0) - d.mean(1, keepdim=True) + d.mean() for d in (euclidean(x), euclidean(y)))
-    return ((a * b).sum() / (a.norm() * b.norm())).clamp_min(0).sqrt()
+    return _COMPARISONS[compare][1](x, y)
 
 
 def euclidean(x: Tensor) -> Tensor:
     """(n, n) distances between rows; without the cancellation of the product form, and with a gradient at 0."""
     return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+@of_rows(prepare=euclidean, absolute=True, matrices=4)
+def rsm_frobenius(x: Tensor, y: Tensor) -> Tensor:
+    """‖Dx - Dy‖_F of the two matrices (n, n) of Euclidean distances between rows; range [0, ∞), 0 = alike."""
+    return (x - y).norm()
+
+
+@of_rows(prepare=euclidean, absolute=True, matrices=4)
+def rsm_spectral(x: Tensor, y: Tensor) -> Tensor:
+    """‖Dx - Dy‖₂, the largest absolute eigenvalue of the difference of distances; range [0, ∞), 0 = alike."""
+    return torch.linalg.eigvalsh(x - y).abs().max()
+
+
+def _doubly_centred(x: Tensor) -> Tensor:
+    d = euclidean(x)
+    d = d - d.mean(0) - d.mean(1, keepdim=True) + d.mean()
+    return d / d.norm()
+
+
+@of_rows(prepare=_doubly_centred, matrices=6)
+def distance_correlation(x: Tensor, y: Tensor) -> Tensor:
+    """sqrt(dCov² / sqrt(dVar²x dVar²y)) of doubly centred Euclidean distances; biased, as CKA is.
+
+    Range [0, 1], 1 = alike. Invariant to rotation and a common scale. Source: Székely et al. 2007.
+    """
+    return (x * y).sum().clamp_min(0).sqrt()
 
 
 def _correlation_distances(x: Tensor) -> Tensor:
@@ -61,15 +69,15 @@ def _correlation_distances(x: Tensor) -> Tensor:
     return 1 - x @ x.T
 
 
-def _pearson(a: Tensor, b: Tensor) -> Tensor:
-    a, b = a - a.mean(), b - b.mean()
-    return (a * b).sum() / (a.norm() * b.norm())
+def _standardised(v: Tensor) -> Tensor:
+    v = v - v.mean()
+    return v / v.norm()
 
 
-def _spearman(a: Tensor, b: Tensor) -> Tensor:
+def _ranks(v: Tensor) -> Tensor:
     from scipy.stats import rankdata
 
-    return _pearson(*(torch.from_numpy(rankdata(v.detach().cpu().numpy())) for v in (a, b)))
+    return _standardised(torch.from_numpy(rankdata(v.detach().cpu().numpy())))
 
 
 def _kendall(a: Tensor, b: Tensor) -> Tensor:
@@ -83,4 +91,9 @@ def _kendall(a: Tensor, b: Tensor) -> Tensor:
 
 
 _DISTANCES = {"correlation": _correlation_distances, "euclidean": euclidean, "sqeuclidean": squared_distances}
-_COMPARISONS = {"spearman": _spearman, "pearson": _pearson, "kendall": _kendall}
+# By name: what becomes of one side's distances, and the value of two sides.
+_COMPARISONS = {
+    "spearman": (_ranks, torch.dot),
+    "pearson": (_standardised, torch.dot),
+    "kendall": (lambda v: v, _kendall),
+}

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from reptrans.errors import BadValue, ShapeMismatch, UnknownName, suggest
+from reptrans.errors import BadValue, ShapeMismatch, choose
+from reptrans.similarity.checks import numbers
 from reptrans.similarity.moments import channel_axis
-from reptrans.similarity.pair import numbers
 
 FOLDS = ("pixels", "flatten", "pool", "tokens")
 
@@ -56,8 +56,7 @@ def laid_out(activations: Tensor, how: str, axis: int | None = None, class_token
 
 def check_fold(how: str, class_tokens: int = 0) -> None:
     """Raise UnknownName for a way that is none; BadValue for a number of class tokens that is none."""
-    if how not in FOLDS:
-        raise UnknownName(f"there is no way {how!r} to fold. {suggest(how, FOLDS)}")
+    choose(how, FOLDS, "there is no way {} to fold")
     if not isinstance(class_tokens, int) or class_tokens < 0:
         raise BadValue(f"class_tokens is a whole number from 0, of leading tokens to drop; given {class_tokens!r}.")
 

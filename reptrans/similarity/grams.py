@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from reptrans.errors import BadData, BadValue, ShapeMismatch
+from reptrans.similarity.checks import LEAST, largest_of, numbers, power_of_two, refuse_scale
 from reptrans.similarity.inputs import Inputs, joined, size_of
-from reptrans.similarity.pair import LEAST, largest_of, numbers, of_rows, power_of_two, refuse_scale, u_centred
+from reptrans.similarity.pair import of_rows, u_centred
 
 
 class Grams:
@@ -21,9 +22,8 @@ class Grams:
 
     def __init__(self, layers_x: int = 1, layers_y: int = 1, device: torch.device | str = "cpu"):
         self.count = 0
-        self._hsic = torch.zeros(layers_x, layers_y, dtype=torch.float64, device=device)
-        self._xx = torch.zeros(layers_x, dtype=torch.float64, device=device)
-        self._yy = torch.zeros(layers_y, dtype=torch.float64, device=device)
+        sizes = (layers_x, layers_y), (layers_x,), (layers_y,)
+        self._hsic, self._xx, self._yy = (torch.zeros(size, dtype=torch.float64, device=device) for size in sizes)
 
     @torch.no_grad()
     def update(self, x: Tensor | Sequence[Tensor], y: Tensor | Sequence[Tensor]) -> "Grams":
@@ -31,10 +31,8 @@ class Grams:
 
         Raises ShapeMismatch, and BadData for NaN, infinity or fewer than 4 examples.
         """
-        x, y = (
-            [numbers(v, "a layer's activations") for v in (side if isinstance(side, (list, tuple)) else [side])]
-            for side in (x, y)
-        )
+        sides = [v if isinstance(v, (list, tuple)) else [v] for v in (x, y)]
+        x, y = ([numbers(v, "a layer's activations") for v in side] for side in sides)
         sizes = {len(v) if v.ndim == 2 else None for v in (*x, *y)}
         if len(sizes) != 1 or None in sizes or (len(x), len(y)) != tuple(self._hsic.shape):
             raise ShapeMismatch(
@@ -44,23 +42,13 @@ class Grams:
         (b,) = sizes
         if b < LEAST:
             raise BadData(f"A batch needs at least {LEAST} examples; given {b}. Join it to the batch before.")
-        k, l = (torch.stack([_gram(v).flatten() for v in side]) for side in (x, y))  # noqa: E741
+        k = torch.stack([_gram(v).flatten() for v in x])
+        l = k if sides[0] is sides[1] else torch.stack([_gram(v).flatten() for v in y])  # noqa: E741
         weight = 1 / (b - 3)  # b / (b (b - 3))
         self._hsic += weight * (k @ l.T)
         self._xx += weight * k.square().sum(1)
         self._yy += weight * l.square().sum(1)
         self.count += b
-        return self
-
-    def merge(self, other: "Grams") -> "Grams":
-        """Add all that `other` has seen; as if its batches had been given here."""
-        if self._hsic.shape != other._hsic.shape:
-            raise ShapeMismatch(
-                f"Grams of {tuple(self._hsic.shape)} and of {tuple(other._hsic.shape)} layers cannot be merged."
-            )
-        for mine, theirs in ((self._hsic, other._hsic), (self._xx, other._xx), (self._yy, other._yy)):
-            mine += theirs
-        self.count += other.count
         return self
 
     def values(self) -> Tensor:

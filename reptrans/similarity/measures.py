@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from reptrans.errors import BadValue, UnknownName, suggest
+from reptrans.errors import BadValue, choose, suggest
 from reptrans.similarity import cca, cka, distances, grams, neighbours, shapes
 
 ORTHOGONAL, PERMUTATION, SCALE, TRANSLATION, LINEAR = "orthogonal", "permutation", "scale", "translation", "linear"
@@ -98,6 +98,4 @@ MEASURES: dict[str, Measure] = {
 
 def find(name: str) -> Measure:
     """The record of a measure; UnknownName otherwise."""
-    if name not in MEASURES:
-        raise UnknownName(f"there is no measure {name!r}. {suggest(name, MEASURES)}")
-    return MEASURES[name]
+    return choose(name, MEASURES, "there is no measure {}")

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from reptrans.errors import BadData, BadValue, ShapeMismatch
-from reptrans.similarity.pair import LEAST, numbers, refuse_memory, refuse_scale, unbiased
-from reptrans.similarity.spectrum import Spectrum
+from reptrans.similarity.checks import largest_of, numbers, refuse_few, refuse_memory, refuse_scale
+from reptrans.similarity.pair import Pair
+from reptrans.similarity.spectrum import Principal
 
 
 def channel_axis(shape: Sequence[int]) -> int:
@@ -31,122 +32,110 @@ def channel_blocks(activations: Tensor, axis: int | None = None) -> Tensor:
 
 
 # Places in one product: their float64 copies stay in a processor's cache, and small beside the activations.
-_AT_ONCE = 8192
+AT_ONCE = 8192
 
 
-class Moments:
-    """Streamed moments of x (p features) and y (q features), seen together.
+class Sums:
+    """Running sums of one layer in float64: `total` (p,) and `product` (p, p) of samples z around the first ones' mean.
 
-    With N samples in all: `mean_x` (p,), `mean_y` (q,), and the centred covariances (divided by N)
-    `xx` (p, p), `xy` (p, q), `yy` (q, q). Exact: sums run in float64 around the first samples' mean, so that no digits
-    are lost to large means; the order and size of batches do not matter beyond rounding.
-    Memory is (p + q)² numbers, whatever N is.
-
-    With lists of widths for p and q, features are those of several layers side by side; `pair(i, j)` has the moments
-    of two of them. `debiased` also keeps sums of squared norms times features, of fourth order, for the exact
-    debiased CKA. Raises BadValue for more features than memory would hold.
+    Debiased CKA takes sums of squared norms too: with `debiased` each sample's is one feature more, and so in both.
     """
 
-    def __init__(
-        self, p: int | Sequence[int], q: int | Sequence[int], device: torch.device | str = "cpu", debiased: bool = False
-    ):
-        self._widths = [[w] if isinstance(w, int) else list(w) for w in (p, q)]
-        self.p, self.q = (sum(widths) for widths in self._widths)
-        p, q, self.count = self.p, self.q, 0
-        refuse_memory(8 * (p + q) ** 2, f"the moments of {p} and {q} features", "Pool the features, or take fewer.")
-        self._shift: Tensor | None = None
-        self._sum = torch.zeros(p + q, dtype=torch.float64, device=device)
-        self._product = torch.zeros(p + q, p + q, dtype=torch.float64, device=device)
-        layers = sum(map(len, self._widths))
-        # Σ r zᵀ and Σ r rᵀ with the squared norms r of each layer's part of z.
-        self._third = torch.zeros(layers, p + q, dtype=torch.float64, device=device) if debiased else None
-        self._fourth = torch.zeros(layers, layers, dtype=torch.float64, device=device) if debiased else None
+    def __init__(self, debiased: bool = False):
+        self.debiased, self.count = debiased, 0
 
     @torch.no_grad()
-    def update(self, x: Tensor, y: Tensor) -> "Moments":
-        """Add a batch: x (n, p) with y (n, q), or x (n, p, l) with y (n, q, l).
-
-        Raises ShapeMismatch where examples, places or features disagree; BadData for NaN or infinity.
-        """
-        x, y = (numbers(v, f"the batch of {name}") for v, name in ((x, "x"), (y, "y")))
-        x, y = (v.unsqueeze(2) if v.ndim == 2 else v for v in (x, y))
-        self._check(x, y)
-        examples = max(1, _AT_ONCE // x.shape[2])
-        for part in zip(x.split(examples), y.split(examples), strict=True):
-            self._add(*part)
-        return self
-
-    def _add(self, x: Tensor, y: Tensor) -> None:
-        z = torch.empty(self.p + self.q, x.shape[0], x.shape[2], dtype=torch.float64, device=self._sum.device)
-        z[: self.p].copy_(x.transpose(0, 1))
-        z[self.p :].copy_(y.transpose(0, 1))
-        z = z.flatten(1)
-        if self._shift is None:
-            self._shift = z.mean(1)
-        z -= self._shift[:, None]
-        total = z.sum(1)
-        if not torch.isfinite(total).all():
-            raise BadData("Activations hold NaN or infinity; look at the network and its input before comparing them.")
-        self._sum += total
-        self._product.addmm_(z, z.T)
+    def add(self, x: Tensor) -> Tensor:
+        """Add x (n, p, l), every place a sample; gives z (features, n l), for the product with other layers' z."""
+        n, p, places = x.shape
+        z = x.new_empty(p, n, places, dtype=torch.float64).copy_(x.transpose(0, 1)).flatten(1)
+        if not self.count:
+            size = p + self.debiased
+            self.shift, self.total, self.product = z.mean(1), z.new_zeros(size), z.new_zeros(size, size)
+        z -= self.shift[:, None]
+        if self.debiased:
+            z = torch.cat([z, z.square().sum(0, keepdim=True)])
+        self.total += z.sum(1)
+        self.product.addmm_(z, z.T)
         self.count += z.shape[1]
-        if self._third is not None:
-            norms = torch.stack([part.square().sum(0) for part in z.split(sum(self._widths, []))])
-            self._third.addmm_(norms, z.T)
-            self._fourth.addmm_(norms, norms.T)
+        self._own = None
+        return z
 
-    def merge(self, other: "Moments") -> "Moments":
-        """Add all that `other` has seen; as if its batches had been given here."""
-        if self._widths != other._widths:
-            raise ShapeMismatch(
-                f"Moments of ({self.p}, {self.q}) and of ({other.p}, {other.q}) features cannot be merged."
-            )
-        if other._shift is None:
-            return self
-        if self._shift is None:
-            self._shift = other._shift.clone()
-        moved = other._moved(other._shift - self._shift)
-        if self._third is not None:
-            if other._third is None:
-                raise BadValue("Moments without debiased=True cannot be merged into some with it.")
-            self._third += moved[2]
-            self._fourth += moved[3]
-        self._sum += moved[0]
-        self._product += moved[1]
-        self.count += other.count
-        return self
+    @property
+    def own(self) -> "Own":
+        """What all pairs with this layer share, made once."""
+        if not self.count:
+            raise BadData("No activations were seen yet; call update first.")
+        if self._own is None:
+            self._own = Own(self)
+        return self._own
 
-    def _moved(self, d: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """The sums of first to fourth order if `d` (p + q,) were added to all samples."""
-        n, s, product = self.count, self._sum, self._product
-        cross = torch.outer(s, d)
-        second = product + cross + cross.T + n * torch.outer(d, d)
-        if self._third is None:
-            return s + n * d, second, None, None
-        each = torch.block_diag(*[v[None] for v in d.split(sum(self._widths, []))])
-        squared, norms = each.square().sum(1), self._norms(product)
-        shifted = norms + 2 * each @ s + n * squared
-        third = self._third + 2 * each @ product + torch.outer(squared, s) + torch.outer(shifted, d)
-        # r becomes r + 2 each z + squared
-        half = 2 * self._third @ each.T + torch.outer(norms + 2 * each @ s, squared)
-        fourth = self._fourth + half + half.T + 4 * each @ product @ each.T + n * torch.outer(squared, squared)
-        return s + n * d, second, third, fourth
 
-    def _norms(self, product: Tensor) -> Tensor:
-        """Σ r, for each layer."""
-        return torch.stack([part.sum() for part in product.diagonal().split(sum(self._widths, []))])
+class Own:
+    """One layer's moments, finished, on the CPU: `mean` (p,), `covariance` (p, p).
 
-    def pair(self, i: int, j: int) -> "Moments":
-        """The moments of layer i of x and layer j of y alone."""
-        layers = [i, len(self._widths[0]) + j]
-        places = torch.arange(self.p + self.q, device=self._sum.device).split(sum(self._widths, []))
-        index = torch.cat([places[layer] for layer in layers])
-        chosen = Moments(len(places[layers[0]]), len(places[layers[1]]), self._sum.device)
-        chosen.count, chosen._sum, chosen._product = self.count, self._sum[index], self._product[index[:, None], index]
-        chosen._shift = None if self._shift is None else self._shift[index]
-        if self._third is not None:
-            chosen._third, chosen._fourth = self._third[layers][:, index], self._fourth[layers][:, layers]
-        return chosen
+    `offset`: the mean of z. `varies`: which z do; what a constant feature leaves of its rounded mean is no variance.
+    The squared norm of a centred sample is norm · z plus a constant.
+    """
+
+    def __init__(self, sums: Sums):
+        shift, total, product = (v.cpu() for v in (sums.shift, sums.total, sums.product))
+        p, self.count, self.offset = len(shift), sums.count, total / sums.count
+        self.mean = self.offset[:p] + shift
+        c = (product / self.count).addr_(self.offset, self.offset, alpha=-1)
+        least = torch.zeros_like(total)
+        least[:p] = (8 * torch.finfo(torch.float64).eps * shift).square()
+        self.varies = c.diagonal() > least
+        c[~self.varies], c[:, ~self.varies] = 0, 0
+        self.covariance, self.constant = c[:p, :p], not self.varies[:p].any()
+        self.norm = torch.cat([-2 * self.offset[:p], torch.ones_like(total[p:])])
+        self.variance_of_norm = self.norm @ c @ self.norm
+
+    @cached_property
+    def square(self) -> Tensor:
+        return self.covariance.square().sum()
+
+    @cached_property
+    def principal(self) -> Principal:
+        return Principal.of_covariance(self.covariance, self.count)
+
+
+class PairMoments(Pair):
+    """The moments of two layers, finished, on the CPU: `count` samples, `mean_x` (p,), `mean_y` (q,), and centred
+    covariances, divided by the count, `xx` (p, p), `xy` (p, q), `yy` (q, q).
+
+    A feature that does not vary beyond the rounding of its mean has covariances 0.
+    """
+
+    def __init__(self, a: Own, b: Own, product: Tensor):
+        super().__init__(a, b)
+        self.mean_x, self.mean_y, self.p, self.q = a.mean, b.mean, len(a.mean), len(b.mean)
+        c = (product.cpu() / self.count).addr_(a.offset, b.offset, alpha=-1)
+        c[~a.varies], c[:, ~b.varies] = 0, 0
+        self.xy = c[: self.p, : self.q]
+        self._covariance_of_norms = a.norm @ c @ b.norm if len(a.norm) > self.p else None
+
+    @property
+    def linear_cka(self) -> Tensor:
+        """Linear CKA ‖xy‖² / (‖xx‖ ‖yy‖) of the channels, in [0, 1], 1 = alike (Kornblith et al. 2019, biased)."""
+        return self.xy.square().sum() / (self.xx.norm() * self.yy.norm())
+
+    @property
+    def nuclear(self) -> Tensor:
+        return torch.linalg.svdvals(self.xy).sum()
+
+    def _core(self, u: Tensor, v: Tensor) -> Tensor:
+        return u.T @ (self.count * self.xy) @ v
+
+    def alignment(self, debiased: bool) -> tuple[Tensor, Tensor, Tensor]:
+        if debiased and self._covariance_of_norms is None:
+            raise BadValue("Debiased CKA needs Moments(..., debiased=True), which keeps what it takes.")
+        return self._by_features(debiased)
+
+    def _products_of_norms(self) -> tuple[Tensor, Tensor, Tensor]:
+        u, v = self.xx.trace(), self.yy.trace()
+        spreads = self._covariance_of_norms, self.a.variance_of_norm, self.b.variance_of_norm
+        return tuple(self.count * (c + means) for c, means in zip(spreads, (u * v, u * u, v * v), strict=True))
 
     def value(self, measure: str, **options) -> Tensor:
         """A measure of MEASURES that needs no more than moments, such as "cca_mean" or "debiased_cka".
@@ -159,50 +148,61 @@ class Moments:
         record = find(measure)
         if record.needs != "moments":
             raise BadValue(f"{measure} cannot be told from moments, it needs {record.needs}; call it on the rows.")
-        if self.count < LEAST:
-            raise BadData(f"{measure} needs at least {LEAST} examples; given {self.count}.")
-        return record.function.on(_Centred(self), **options)
+        refuse_few(measure, self.count)
+        for covariance in (self.xx, self.yy):
+            refuse_scale(float(covariance.trace().sqrt()), "these moments")
+        return record.function.on(self, **options)
+
+
+def _finished(name: str) -> property:
+    return property(lambda self: getattr(self.pair, name), doc=f"`{name}` of the finished moments, see `PairMoments`.")
+
+
+class Moments:
+    """Streamed moments of x (p features) and y (q features), seen together.
+
+    With N samples in all: `mean_x` (p,), `mean_y` (q,), and the centred covariances (divided by N)
+    `xx` (p, p), `xy` (p, q), `yy` (q, q), on the CPU, made when they are first asked for. Exact: sums run in float64
+    around the first samples' mean, so that no digits are lost to large means; the order and size of batches do not
+    matter beyond rounding. Memory is that of the three matrices, whatever N is.
+
+    `debiased` also keeps sums of squared norms times features, of fourth order, for the exact debiased CKA. Raises
+    BadValue for more features than memory would hold.
+    """
+
+    def __init__(self, p: int, q: int, device: torch.device | str = "cpu", debiased: bool = False):
+        size = 8 * (p**2 + p * q + q**2)
+        refuse_memory(size, f"the moments of {p} and {q} features", "Pool the features, or take fewer.")
+        self.p, self.q, self._sums, self._pair = p, q, (Sums(debiased), Sums(debiased)), None
+        self._product = torch.zeros(p + debiased, q + debiased, dtype=torch.float64, device=device)
 
     @property
-    def _mean(self) -> Tensor:
-        if self.count == 0:
-            raise BadData("No activations were seen yet; call update first.")
-        return self._sum / self.count
+    def count(self) -> int:
+        return self._sums[0].count
+
+    def update(self, x: Tensor, y: Tensor) -> "Moments":
+        """Add a batch: x (n, p) with y (n, q), or x (n, p, l) with y (n, q, l).
+
+        Raises ShapeMismatch where examples, places or features disagree; BadData for NaN or infinity.
+        """
+        x, y = (numbers(v, f"the batch of {name}") for v, name in ((x, "x"), (y, "y")))
+        x, y = ((v.unsqueeze(2) if v.ndim == 2 else v).to(self._product.device) for v in (x, y))
+        self._check(x, y)
+        self._pair, examples = None, max(1, AT_ONCE // x.shape[2])
+        for parts in zip(x.split(examples), y.split(examples), strict=True):
+            a, b = (sums.add(part) for sums, part in zip(self._sums, parts, strict=True))
+            self._product.addmm_(a, b.T)
+        return self
 
     @property
-    def _covariance(self) -> Tensor:
-        return self._product / self.count - torch.outer(self._mean, self._mean)
+    def pair(self) -> PairMoments:
+        """The moments of all samples seen so far. Raises BadData if there were none."""
+        if self._pair is None:
+            self._pair = PairMoments(*(sums.own for sums in self._sums), self._product)
+        return self._pair
 
-    @property
-    def mean_x(self) -> Tensor:
-        return (self._mean + self._shift)[: self.p]
-
-    @property
-    def mean_y(self) -> Tensor:
-        return (self._mean + self._shift)[self.p :]
-
-    @property
-    def xx(self) -> Tensor:
-        return self._covariance[: self.p, : self.p]
-
-    @property
-    def xy(self) -> Tensor:
-        return self._covariance[: self.p, self.p :]
-
-    @property
-    def yy(self) -> Tensor:
-        return self._covariance[self.p :, self.p :]
-
-    @property
-    def correlation(self) -> Tensor:
-        """Pearson correlation (p, q) of every x feature with every y feature; 0 where one of them is constant."""
-        scale = torch.outer(self.xx.diagonal().clamp_min(0).sqrt(), self.yy.diagonal().clamp_min(0).sqrt())
-        return torch.where(scale > 0, self.xy / scale, torch.zeros_like(scale))
-
-    @property
-    def linear_cka(self) -> Tensor:
-        """Linear CKA ‖xy‖² / (‖xx‖ ‖yy‖) of the channels, in [0, 1], 1 = alike (Kornblith et al. 2019, biased)."""
-        return self.xy.square().sum() / (self.xx.norm() * self.yy.norm())
+    mean_x, mean_y, xx, xy, yy = map(_finished, ("mean_x", "mean_y", "xx", "xy", "yy"))
+    correlation, linear_cka, value = map(_finished, ("correlation", "linear_cka", "value"))
 
     def _check(self, x: Tensor, y: Tensor) -> None:
         if not x.ndim == y.ndim == 3:
@@ -219,40 +219,5 @@ class Moments:
             raise ShapeMismatch(
                 f"These moments are of ({self.p}, {self.q}) features; a batch of ({x.shape[1]}, {y.shape[1]}) came."
             )
-
-
-class _Centred:
-    """What measures ask of a pair, computed once from moments."""
-
-    def __init__(self, moments: Moments):
-        p, self.count, self._moments = moments.p, moments.count, moments
-        covariance = moments._covariance
-        for spread in covariance.diagonal().split([p, moments.q]):
-            refuse_scale(float(spread.abs().sum().sqrt()), "these moments")
-        # What a constant feature leaves of its rounded mean is no variance.
-        varies = covariance.diagonal() > (8 * torch.finfo(torch.float64).eps * moments._shift).square()
-        covariance = covariance * torch.outer(varies, varies)
-        self.xx, self.xy, self.yy = covariance[:p, :p], covariance[:p, p:], covariance[p:, p:]
-        self.constant = not (varies[:p].any() and varies[p:].any())
-
-    @property
-    def nuclear(self) -> Tensor:
-        return torch.linalg.svdvals(self.xy).sum()
-
-    @cached_property
-    def spectrum(self) -> Spectrum:
-        return Spectrum.of_moments(self.count, self.xx, self.xy, self.yy)
-
-    def alignment(self, debiased: bool) -> tuple[Tensor, Tensor, Tensor]:
-        n, blocks = self.count, (self.xy, self.xx, self.yy)
-        squares = [block.square().sum() * n**2 for block in blocks]
-        if not debiased:
-            return tuple(squares)
-        if self._moments._fourth is None:
-            raise BadValue("Debiased CKA needs Moments(..., debiased=True), which keeps what it takes.")
-        fourth = self._moments._moved(-self._moments._mean)[3]
-        norms = n * self.xx.trace(), n * self.yy.trace()
-        return tuple(
-            unbiased(n, square, norms[i], norms[j], fourth[i, j])
-            for square, (i, j) in zip(squares, ((0, 1), (0, 0), (1, 1)), strict=True)
-        )
+        if not all(largest_of(v) < torch.inf for v in (x, y)):
+            raise BadData("Activations hold NaN or infinity; look at the network and its input before comparing them.")

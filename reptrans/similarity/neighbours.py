@@ -17,77 +17,89 @@ from reptrans.similarity.pair import of_rows
 _AT_ONCE = 2**24  # cosines
 
 
-@of_rows(directed=True)
-def knn_jaccard(x: Tensor, y: Tensor, k: int = 10) -> Tensor:
+class _Nearest(NamedTuple):
+    """One side: its rows of length 1, (n, p), and the k nearest others of each, nearest first, (n, k)."""
+
+    rows: Tensor
+    nearest: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, k: int, **_) -> "_Nearest":
+        if not (isinstance(k, int) and 1 <= k < len(x)):
+            raise BadValue(f"k lies between 1 and the number of other examples, {len(x) - 1}; given {k!r}.")
+        x = x / x.norm(dim=1, keepdim=True)
+        return cls(x, torch.cat([_order(x.detach(), block)[:, :k] for block in _blocks(x)]))
+
+
+def _blocks(x: Tensor) -> list[slice]:
+    size = max(1, _AT_ONCE // len(x))
+    return [slice(start, min(start + size, len(x))) for start in range(0, len(x), size)]
+
+
+def _order(x: Tensor, block: slice) -> Tensor:
+    """All examples by their cosine to those of a block, each of which is its own last."""
+    own = torch.arange(block.start, block.stop, device=x.device)[:, None]
+    return (x[block] @ x.T).scatter(1, own, -torch.inf).argsort(dim=1, descending=True, stable=True)
+
+
+@of_rows(prepare=_Nearest.of, directed=True)
+def knn_jaccard(x: _Nearest, y: _Nearest, k: int = 10) -> Tensor:
     """|Nx ∩ Ny| / |Nx ∪ Ny| of the k nearest neighbours, in [0, 1]; about k / (2n - k) by chance."""
-    return _mean(x, y, k, lambda near: near.both.sum(1) / (2 * k - near.both.sum(1)))
+    return _mean(x, y, lambda a, b, _: _common(a, b) / (2 * k - _common(a, b)))
 
 
-@of_rows(directed=True)
-def mutual_knn(x: Tensor, y: Tensor, k: int = 10) -> Tensor:
+@of_rows(prepare=_Nearest.of, directed=True)
+def mutual_knn(x: _Nearest, y: _Nearest, k: int = 10) -> Tensor:
     """|Nx ∩ Ny| / k of the k nearest neighbours, in [0, 1]; about k / (n - 1) by chance (Huh et al. 2024)."""
-    return _mean(x, y, k, lambda near: near.both.sum(1).div(k))
+    return _mean(x, y, lambda a, b, _: _common(a, b) / k)
 
 
-@of_rows(directed=True)
-def rank_similarity(x: Tensor, y: Tensor, k: int = 10) -> Tensor:
+@of_rows(prepare=_Nearest.of, directed=True)
+def rank_similarity(x: _Nearest, y: _Nearest, k: int = 10) -> Tensor:
     """How alike the common neighbours are ranked: Σ_j 2 / ((1 + |r - r'|)(r + r')) / Σ_{i=1..m} 1/i for m common ones.
 
     Range [0, 1]; an example without common neighbour counts 0. r, r' are the neighbour's ranks from 1 on.
     Source: Wang et al. 2020; normalised as in Klabunde et al. 2023.
     """
+    harmonic = (1 / torch.arange(1, k + 1, device=x.rows.device, dtype=x.rows.dtype)).cumsum(0)
+    harmonic = torch.cat([harmonic[:1], harmonic])
 
-    def similarity(near: _Near) -> Tensor:
-        a, b = near.ranks
-        harmonic = torch.cat([a.new_ones(1), (1 / torch.arange(1, k + 1, device=a.device, dtype=a.dtype)).cumsum(0)])
-        each = near.both * 2 / ((1 + (a - b).abs()) * (a + b))
-        return each.sum(1) / harmonic[near.both.sum(1).long()]
+    def similarity(a: Tensor, b: Tensor, _: slice) -> Tensor:
+        each = ((a > 0) & (b > 0)) * 2 / ((1 + (a - b).abs()) * (a + b).clamp_min(1))
+        return each.sum(1) / harmonic[_common(a, b).long()]
 
-    return _mean(x, y, k, similarity)
+    return _mean(x, y, similarity)
 
 
-@of_rows(directed=True)
-def second_order_cosine(x: Tensor, y: Tensor, k: int = 10, distances: bool = False) -> Tensor:
+@of_rows(prepare=_Nearest.of, directed=True)
+def second_order_cosine(x: _Nearest, y: _Nearest, k: int = 10, distances: bool = False) -> Tensor:
     """Cosine of the two lists of cosines to all that are neighbours in x or y; range [-1, 1].
 
     Source: Hamilton et al. 2016. ReSi lists the cosine distances, 1 - cosine, which are all near 1 and so give near 1
     for noise: `distances` does as ReSi.
     """
 
-    def cosine(near: _Near) -> Tensor:
-        either = (near.ranks[0] <= k) | (near.ranks[1] <= k)
-        s, t = ((1 - c if distances else c) * either for c in near.cosines)
+    def cosine(a: Tensor, b: Tensor, block: slice) -> Tensor:
+        cosines = (side.rows[block] @ side.rows.T for side in (x, y))
+        s, t = ((1 - c if distances else c) * (a + b > 0) for c in cosines)
         return (s * t).sum(1) / (s.norm(dim=1) * t.norm(dim=1))
 
-    return _mean(x, y, k, cosine)
+    return _mean(x, y, cosine)
 
 
-class _Near(NamedTuple):
-    """Some of the examples (b) beside all (n), in x and in y: cosines and ranks as neighbours, from 1 on, (b, n) each;
-    `both` is 1 where one is among the nearest k in x and in y."""
-
-    cosines: tuple[Tensor, Tensor]
-    ranks: tuple[Tensor, Tensor]
-    both: Tensor
+def _mean(x: _Nearest, y: _Nearest, of: Callable[[Tensor, Tensor, slice], Tensor]) -> Tensor:
+    """The mean over all examples of what `of` makes (b,) of a block of them, from all examples' ranks in x and in y as
+    their neighbours, (b, n): from 1 to k, 0 for what is none."""
+    parts = (of(*(_ranks(side, block) for side in (x, y)), block) for block in _blocks(x.rows))
+    return torch.cat(list(parts)).mean()
 
 
-def _mean(x: Tensor, y: Tensor, k: int, of: Callable[[_Near], Tensor]) -> Tensor:
-    """The mean over all examples of what `of` makes (b,) of some of them."""
-    if not (isinstance(k, int) and 1 <= k < len(x)):
-        raise BadValue(f"k lies between 1 and the number of other examples, {len(x) - 1}; given {k!r}.")
-    x, y = (v / v.norm(dim=1, keepdim=True) for v in (x, y))
-    size = max(1, _AT_ONCE // len(x))
-    return torch.cat([of(_near(x, y, k, start, start + size)) for start in range(0, len(x), size)]).mean()
+def _ranks(side: _Nearest, block: slice) -> Tensor:
+    nearest = side.nearest[block]
+    ranks = torch.arange(1, nearest.shape[1] + 1, device=nearest.device, dtype=side.rows.dtype)
+    return ranks.new_zeros(len(nearest), len(side.rows)).scatter_(1, nearest, ranks.expand_as(nearest))
 
 
-def _near(x: Tensor, y: Tensor, k: int, start: int, stop: int) -> _Near:
-    cosines = tuple(v[start:stop] @ v.T for v in (x, y))
-    a, b = ranks = tuple(_ranked(c, start) for c in cosines)
-    return _Near(cosines, ranks, ((a <= k) & (b <= k)).to(a.dtype))
-
-
-def _ranked(cosines: Tensor, start: int) -> Tensor:
-    own = torch.arange(start, start + len(cosines), device=cosines.device)[:, None]
-    order = cosines.detach().scatter(1, own, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    ranks = torch.arange(1, cosines.shape[1] + 1, device=cosines.device, dtype=cosines.dtype)
-    return torch.empty_like(cosines, requires_grad=False).scatter_(1, order, ranks.expand_as(order))
+def _common(a: Tensor, b: Tensor) -> Tensor:
+    """How many are neighbours in both, (b,)."""
+    return ((a > 0) & (b > 0)).to(a.dtype).sum(1)

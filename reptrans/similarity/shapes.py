@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from reptrans.errors import BadValue
-from reptrans.similarity.pair import Pair, of_moments, of_rows, refuse_full
+from reptrans.similarity.checks import refuse_full
+from reptrans.similarity.pair import Pair, of_moments, of_rows
 
 
 @of_moments(absolute=True)
@@ -60,7 +61,7 @@ def hard_correlation_match(pair: Pair) -> Tensor:
     Range [-1, 1], 1 = alike; over min(p, q) matched features. A constant feature correlates with nothing.
     Source: Li et al. 2015.
     """
-    return _assigned(_correlation(pair)).mean()
+    return _assigned(pair.correlation).mean()
 
 
 @of_moments
@@ -69,7 +70,7 @@ def soft_correlation_match(pair: Pair) -> Tensor:
 
     Range [-1, 1], 1 = alike: the mean of x's mean and y's mean. Source: Li et al. 2015; Khosla and Williams 2024.
     """
-    correlation = _correlation(pair)
+    correlation = pair.correlation
     return (correlation.amax(0).mean() + correlation.amax(1).mean()) / 2
 
 
@@ -86,21 +87,21 @@ def aligned_cosine(x: Tensor, y: Tensor) -> Tensor:
     return ((x @ (u @ vt)) * y).sum(1).div(x.norm(dim=1) * y.norm(dim=1)).mean()
 
 
-@of_rows
+def _basis(x: Tensor) -> Tensor:
+    u, s, _ = torch.linalg.svd(x, full_matrices=False)
+    return u[:, s > s[0] * max(x.shape) * torch.finfo(x.dtype).eps]
+
+
+@of_rows(prepare=_basis)
 def eigenspace_overlap(x: Tensor, y: Tensor) -> Tensor:
     """‖Uxᵀ Uy‖²_F / max(p, q) with orthonormal bases of the column spaces, not centred.
 
     Range [0, 1], 1 = alike. Invariant to any invertible linear map. Needs more examples than features.
     Source: May et al. 2019.
     """
-    u, v = (_basis(w) for w in (x, y))
-    refuse_full(max(u.shape[1], v.shape[1]), len(x), "eigenspace_overlap")
-    return (u.T @ v).square().sum() / max(u.shape[1], v.shape[1])
-
-
-def _basis(x: Tensor) -> Tensor:
-    u, s, _ = torch.linalg.svd(x, full_matrices=False)
-    return u[:, s > s[0] * max(x.shape) * torch.finfo(x.dtype).eps]
+    widest = max(x.shape[1], y.shape[1])
+    refuse_full(widest, len(x), "eigenspace_overlap")
+    return (x.T @ y).square().sum() / widest
 
 
 def _assigned(gain: Tensor) -> Tensor:
@@ -108,11 +109,6 @@ def _assigned(gain: Tensor) -> Tensor:
     from scipy.optimize import linear_sum_assignment
 
     return gain[linear_sum_assignment(gain.detach().cpu().numpy(), maximize=True)]
-
-
-def _correlation(pair: Pair) -> Tensor:
-    scale = torch.outer(pair.xx.diagonal().clamp_min(0).sqrt(), pair.yy.diagonal().clamp_min(0).sqrt())
-    return torch.where(scale > 0, pair.xy / torch.where(scale > 0, scale, 1.0), 0.0)
 
 
 def _deviation(covariance: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from reptrans.errors import BadData, BadValue, ShapeMismatch, UnknownName, suggest
+from reptrans.errors import BadData, BadValue, ShapeMismatch, choose
 from reptrans.similarity import rsa
 from reptrans.training import evaluating
 from reptrans.training.batches import answers_of, checked_network
@@ -56,8 +56,7 @@ def nearest(outputs: Tensor, k: int = 1, by: str = "logit") -> Tensor:
     Ties go to the lower class number.
     """
     _check(outputs)
-    if by not in NEIGHBOURS:
-        raise UnknownName(f"there are no neighbours by {by!r}. {suggest(by, NEIGHBOURS)}")
+    choose(by, NEIGHBOURS, "there are no neighbours by {}")
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k < len(outputs):
         raise BadValue(f"k is {k!r}; of {len(outputs)} classes, each has 1 to {len(outputs) - 1} neighbours.")
     outputs = outputs.double()

@@ -6,47 +6,46 @@ import torch
 from torch import Tensor
 
 
-class Spectrum(NamedTuple):
-    """With X = U diag(s) Vᵀ of centred rows, for both sides; directions without variance are left out.
+class Principal(NamedTuple):
+    """X = U diag(s) Vᵀ of one side's centred rows; directions without variance are left out.
 
-    `sx` (a,), `vx` (p, a), `core` = Uxᵀ Uy (a, b), `sy` (b,), `vy` (q, b): canonical correlations are the singular
-    values of `core`.
+    `s` (a,), `v` (p, a). `u` is what both sides' products give the core with: U (n, a) of rows, V / s (p, a) of a
+    covariance.
     """
+
+    s: Tensor
+    v: Tensor
+    u: Tensor
+
+    @classmethod
+    def of_rows(cls, x: Tensor) -> "Principal":
+        u, s, vt = torch.linalg.svd(x, full_matrices=False)
+        rank = int((s > s[0] * max(x.shape) * torch.finfo(s.dtype).eps).sum())
+        return cls(s[:rank], vt[:rank].T, u[:, :rank])
+
+    @classmethod
+    def of_covariance(cls, c: Tensor, n: int) -> "Principal":
+        """From a covariance of n rows. Directions below 1e-7 of the largest deviation are lost in rounding."""
+        values, vectors = (v.flip(-1) for v in torch.linalg.eigh(n * c))
+        rank = int((values > values[0] * 4 * len(c) * torch.finfo(c.dtype).eps).sum())
+        s, v = values[:rank].sqrt(), vectors[:, :rank]
+        return cls(s, v, v / s)
+
+
+class Spectrum(NamedTuple):
+    """`sx` (a,), `vx` (p, a) and `sy` (b,) of both sides; the singular values of `core` = Uxᵀ Uy (a, b) are the
+    canonical correlations."""
 
     sx: Tensor
     vx: Tensor
     core: Tensor
     sy: Tensor
-    vy: Tensor
-
-    @classmethod
-    def of_rows(cls, x: Tensor, y: Tensor) -> "Spectrum":
-        (ux, sx, vx), (uy, sy, vy) = (_principal(*torch.linalg.svd(v, full_matrices=False), len(v)) for v in (x, y))
-        return cls(sx, vx, ux.T @ uy, sy, vy)
-
-    @classmethod
-    def of_moments(cls, n: int, xx: Tensor, xy: Tensor, yy: Tensor) -> "Spectrum":
-        """From covariances. Directions below 1e-7 of the largest deviation are lost in rounding."""
-        (sx, vx), (sy, vy) = (_from_covariance(n * c) for c in (xx, yy))
-        return cls(sx, vx, (vx / sx).T @ (n * xy) @ (vy / sy), sy, vy)
 
     def keep(self, a: int, b: int) -> "Spectrum":
         """The first a and b directions."""
-        return Spectrum(self.sx[:a], self.vx[:, :a], self.core[:a, :b], self.sy[:b], self.vy[:, :b])
+        return Spectrum(self.sx[:a], self.vx[:, :a], self.core[:a, :b], self.sy[:b])
 
     @property
     def correlations(self) -> Tensor:
         """Canonical correlations (min(a, b),), largest first."""
         return torch.linalg.svdvals(self.core)
-
-
-def _principal(u: Tensor, s: Tensor, vt: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    rank = int((s > s[0] * max(n, vt.shape[1]) * torch.finfo(s.dtype).eps).sum())
-    return u[:, :rank], s[:rank], vt[:rank].T
-
-
-def _from_covariance(c: Tensor) -> tuple[Tensor, Tensor]:
-    values, vectors = torch.linalg.eigh(c)
-    values, vectors = values.flip(0), vectors.flip(1)
-    rank = int((values > values[0] * 4 * len(c) * torch.finfo(c.dtype).eps).sum())
-    return values[:rank].sqrt(), vectors[:, :rank]

@@ -6,6 +6,7 @@ Source: Csiszárik, Kőrösi-Szabó, Matszangosz, Papp, Varga 2021, "Similarity 
 Representations".
 """
 
+from reptrans.moved import moved
 from reptrans.stitching.direct import AffineMap, departure, direct_matching
 from reptrans.stitching.initial import INITS, MASKS, initial_map, mask_matrix
 from reptrans.stitching.stitch import FORMS, Stitch, StitchedNetwork
@@ -17,3 +18,7 @@ __all__ = [
     "departure", "direct_matching", "initial_map", "mask_matrix",
     "soft_cross_entropy", "soft_target_loss", "train_stitch",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    return moved(__name__, name)

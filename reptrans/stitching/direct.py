@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reptrans.errors import BadValue, ShapeMismatch, UnknownName, suggest
+from reptrans.errors import BadValue, ShapeMismatch, choose
 from reptrans.similarity import Moments
 
 
@@ -41,9 +41,9 @@ def _with_mean(weight: Tensor, m: Moments) -> AffineMap:
 
 
 def _solve(xx: Tensor, xy: Tensor) -> Tensor:
-    """xy.T xx⁺ for a covariance xx: its null space (dead channels) gets weight 0."""
+    """xy.T xx⁺ for covariances xx (…, p, p) and xy (…, p, q): the null space (dead channels) gets weight 0."""
     # Sums over samples leave rounding in the null space that a bound for one matrix alone would let through.
-    return xy.T @ torch.linalg.pinv(xx, hermitian=True, rtol=100 * len(xx) * torch.finfo(xx.dtype).eps)
+    return xy.mT @ torch.linalg.pinv(xx, hermitian=True, rtol=100 * xx.shape[-1] * torch.finfo(xx.dtype).eps)
 
 
 def least_squares(m: Moments, ridge: float = 0.0) -> AffineMap:
@@ -52,7 +52,7 @@ def least_squares(m: Moments, ridge: float = 0.0) -> AffineMap:
     if ridge < 0:
         raise BadValue(f"ridge must be 0 or more; given {ridge}.")
     size = ridge * m.xx.trace() / m.p
-    return _with_mean(_solve(m.xx + size * torch.eye(m.p, dtype=m.xx.dtype, device=m.xx.device), m.xy), m)
+    return _with_mean(_solve(m.xx + size * torch.eye(m.p, dtype=m.xx.dtype), m.xy), m)
 
 
 def procrustes(m: Moments, keep_spread: bool = False) -> AffineMap:
@@ -79,12 +79,19 @@ def reduced_rank(m: Moments, rank: int) -> AffineMap:
     return _with_mean(top @ top.T @ full, m)
 
 
+_AT_ONCE = 2**24  # entries of the covariances that are inverted together
+
+
 def masked(m: Moments, mask: Tensor) -> AffineMap:
-    """Least squares where only the entries of `mask` (q, p; bool) may differ from 0: row by row over its own inputs."""
-    weight = torch.zeros(m.q, m.p, dtype=m.xx.dtype, device=m.xx.device)
-    for row in range(m.q):
-        allowed = mask[row].nonzero().flatten().to(m.xx.device)
-        weight[row, allowed] = _solve(m.xx[allowed][:, allowed], m.xy[allowed, row : row + 1])[0]
+    """Least squares where only the entries of `mask` (q, p; bool) may differ from 0: each row over its own inputs."""
+    mask = mask.cpu()
+    weight, counts = torch.zeros(m.q, m.p, dtype=m.xx.dtype), mask.sum(1)
+    for count in counts.unique().tolist():
+        alike = (counts == count).nonzero().flatten()
+        for rows in alike.split(max(1, _AT_ONCE // max(1, count) ** 2)):
+            inputs = mask[rows].int().argsort(dim=1, descending=True, stable=True)[:, :count]
+            xx, xy = m.xx[inputs[:, :, None], inputs[:, None, :]], m.xy[inputs, rows[:, None]]
+            weight[rows[:, None], inputs] = _solve(xx, xy[:, :, None])[:, 0]
     return _with_mean(weight, m)
 
 
@@ -96,14 +103,14 @@ def sparse(m: Moments, inputs: int) -> AffineMap:
         raise BadValue(f"inputs must lie between 1 and {m.p}; given {inputs}.")
     live = m.xx.diagonal() > 0
     scale = m.xx.diagonal()[live].sqrt()
-    gram = (m.xx[live][:, live] / torch.outer(scale, scale)).cpu().numpy()
-    target = (m.xy[live] / scale[:, None]).cpu().numpy()
+    gram = (m.xx[live][:, live] / torch.outer(scale, scale)).numpy()
+    target = (m.xy[live] / scale[:, None]).numpy()
     with warnings.catch_warnings():
         # Said when fewer channels already explain everything; then there is nothing left to choose.
         warnings.filterwarnings("ignore", "Orthogonal matching pursuit ended prematurely", RuntimeWarning)
         chosen = orthogonal_mp_gram(gram, target, n_nonzero_coefs=min(inputs, len(gram))).reshape(len(gram), m.q)
     mask = torch.zeros(m.q, m.p, dtype=torch.bool)
-    mask[:, live.cpu()] = torch.from_numpy(np.ascontiguousarray(chosen.T != 0))
+    mask[:, live] = torch.from_numpy(np.ascontiguousarray(chosen.T != 0))
     return masked(m, mask)
 
 
@@ -117,7 +124,7 @@ def assignment_mask(m: Moments) -> Tensor:
     """(q, p) bool with at most one entry in each row and column: the pairing of largest total |correlation|."""
     from scipy.optimize import linear_sum_assignment
 
-    rows, columns = linear_sum_assignment(-m.correlation.abs().T.cpu().numpy())
+    rows, columns = linear_sum_assignment(-m.correlation.abs().T.numpy())
     mask = torch.zeros(m.q, m.p, dtype=torch.bool)
     mask[rows, columns] = True
     return mask
@@ -127,7 +134,7 @@ def semi_match_mask(m: Moments, absolute: bool = False) -> Tensor:
     """(q, p) bool: for every channel of y the one channel of x of highest (absolute) correlation; many-to-one."""
     correlation = m.correlation.abs() if absolute else m.correlation
     mask = torch.zeros(m.q, m.p, dtype=torch.bool)
-    mask[torch.arange(m.q), correlation.argmax(0).cpu()] = True
+    mask[torch.arange(m.q), correlation.argmax(0)] = True
     return mask
 
 
@@ -146,8 +153,7 @@ def identity(m: Moments) -> AffineMap:
     """W = I, b = 0: no matching at all; what stitching without a stitch would give. Needs p = q."""
     if m.p != m.q:
         raise ShapeMismatch(f"The identity needs equal numbers of channels; front has {m.p}, end has {m.q}.")
-    return AffineMap(torch.eye(m.p, dtype=torch.float64, device=m.xx.device),
-                     torch.zeros(m.p, dtype=torch.float64, device=m.xx.device))  # fmt: skip
+    return AffineMap(torch.eye(m.p, dtype=torch.float64), torch.zeros(m.p, dtype=torch.float64))
 
 
 DIRECT = {
@@ -164,9 +170,7 @@ DIRECT = {
 
 def direct_matching(m: Moments, kind: str, *, rank: int = 4, ridge: float = 1e-3) -> AffineMap:
     """The closed form named `kind` (see DIRECT); `rank` also is the number of inputs of "sparse"."""
-    if kind not in DIRECT:
-        raise UnknownName(f"Unknown direct matching {kind!r}. {suggest(kind, DIRECT)}")
-    return DIRECT[kind](m, rank, ridge)
+    return choose(kind, DIRECT, "Unknown direct matching {}")(m, rank, ridge)
 
 
 def departure(m: Moments, matched: AffineMap) -> float:
@@ -181,7 +185,7 @@ def departure(m: Moments, matched: AffineMap) -> float:
     """
     if m.yy.trace() <= 0:
         return float("nan")
-    scaled = m.yy + 1e-3 * m.yy.trace() / m.q * torch.eye(m.q, dtype=m.yy.dtype, device=m.yy.device)
+    scaled = m.yy + 1e-3 * m.yy.trace() / m.q * torch.eye(m.q, dtype=m.yy.dtype)
     gap = matched.weight @ m.mean_x + matched.bias - m.mean_y
     mapped = matched.weight @ m.xx @ matched.weight.T + torch.outer(gap, gap)
     inverse = torch.linalg.inv(scaled)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reptrans.data import Batch, Loader
+from reptrans.data import Loader
 from reptrans.data.split import balanced
 from reptrans.layers import front
 from reptrans.layers.values import answer
@@ -104,7 +104,9 @@ def _blocks(
     return channel_blocks(x, 1), channel_blocks(channels_first(y, end_axis), 1)
 
 
-def subset(loader: Loader, most: int) -> Batch:
-    """One batch of at most `most` examples, see `balanced`."""
-    split = loader.split.select(balanced(loader.split.labels, most))
-    return next(iter(loader.plain().over(split, batch_size=len(split))))
+@torch.no_grad()
+def rows_of(parts: tuple[nn.Module, ...], loader: Loader, most: int) -> list[Tensor]:
+    """What each part says of at most `most` of the loader's examples, see `balanced`: (n, features), batch by batch."""
+    few = loader.plain().over(loader.split.select(balanced(loader.split.labels, most)))
+    found = [[unpadded(part(batch.images), batch.images).flatten(1) for part in parts] for batch in few]
+    return [torch.cat(rows) for rows in zip(*found, strict=True)]

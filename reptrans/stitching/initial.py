@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from reptrans.errors import BadValue, ShapeMismatch, UnknownName, suggest
+from reptrans.errors import BadValue, ShapeMismatch, choose
 from reptrans.similarity import Moments
 from reptrans.stitching.direct import (
     AffineMap,
@@ -30,15 +30,14 @@ def mask_matrix(kind: str, p: int, q: int, moments: Moments | None, generator: t
     semi-match, abs-semi-match (many-to-one) and assignment (one-to-one) come from the correlations in `moments`;
     random-permutation is drawn from `generator`.
     """
+    choose(kind, MASKS, "Unknown mask {}")
     if kind == "identity":
         return None
     if kind == "random-permutation":
         return random_permutation_mask(p, q, generator)
     if kind == "assignment":
         return assignment_mask(moments)
-    if kind in MASKS:
-        return semi_match_mask(moments, absolute=kind == "abs-semi-match")
-    raise UnknownName(f"Unknown mask {kind!r}. {suggest(kind, MASKS)}")
+    return semi_match_mask(moments, absolute=kind == "abs-semi-match")
 
 
 def initial_map(
@@ -69,8 +68,7 @@ def initial_map(
 
 def check_init(kind: str, p: int, q: int, has_mask: bool, form: str) -> None:
     """Raise what `initial_map` does for a start that does not fit the channels, the mask or the form."""
-    if kind not in INITS:
-        raise UnknownName(f"Unknown init {kind!r}. {suggest(kind, INITS)}")
+    choose(kind, INITS, "Unknown init {}")
     if kind in ("perm", "eye") and p != q:
         raise ShapeMismatch(f"init {kind!r} needs equal numbers of channels; front has {p}, end has {q}. Try 'ps_inv'.")
     if has_mask and kind not in ("ps_inv", "random", "ones-zeros"):

@@ -9,14 +9,8 @@ import signal
 import sys
 import threading
 
-
-def _end_with_the_starter() -> None:
-    os.read(0, 1)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 if __name__ == "__main__":
-    threading.Thread(target=_end_with_the_starter, daemon=True).start()
+    threading.Thread(target=lambda: os.read(0, 1) or os.kill(os.getpid(), signal.SIGKILL), daemon=True).start()
     from papermill.cli import papermill
 
     sys.exit(papermill())

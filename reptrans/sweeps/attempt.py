@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,10 @@ from typing import Any
 import nbformat
 import pyarrow
 import yaml
-from filelock import FileLock
 from pyarrow import parquet
 
 from reptrans.errors import BadData, CannotWrite, NotAvailable
-from reptrans.files import atomic, reason
+from reptrans.files import atomic, locked, make_folder, refusals
 from reptrans.runs import read_record
 from reptrans.sweeps import attached
 
@@ -65,12 +65,11 @@ class Job:
 
     def outcome(self) -> Outcome | None:
         """How the run ended; None if it has not, or if its rows have gone since."""
-        try:
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             found = json.loads((self.folder / "outcome.json").read_text())
-            status = found["status"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return None
-        return found if status == "failed" or (status == "finished" and self.rows()) else None
+            if found["status"] == "failed" or (found["status"] == "finished" and self.rows()):
+                return found
+        return None
 
     def rows(self) -> list[Path]:
         """The tables of rows that the notebook's finished runs have left."""
@@ -78,7 +77,7 @@ class Job:
 
     def keep(self, outcome: Outcome) -> Outcome:
         """Write the outcome down, whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with atomic(self.folder / "outcome.json") as path:
             path.write_text(json.dumps(outcome, indent=2) + "\n")
         return outcome
@@ -99,26 +98,14 @@ def attempt(job: Job, gpu: str | None = None) -> Outcome:
             f"{socket.gethostname()} does not see {job.sweep}. All workers need the folder of the sweep and that of "
             "the data under the same path: put both on a disk that they share (REPTRANS_DATA names the second)."
         )
-    try:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(job.folder / ".lock"):
-            return job.outcome() or _execute(job, gpu)
-    except CannotWrite:
-        raise
-    except OSError as error:
-        raise CannotWrite(f"could not write in {job.folder}: {reason(error)}.") from error
-
-
-def stop_all() -> None:
-    """End all attempts of this process."""
-    for process in list(running):
-        process.kill()
+    with refusals(f"could not write in {job.folder}", job.sweep), locked(job.folder / ".lock"):
+        return job.outcome() or _execute(job, gpu)
 
 
 def _is_whole(rows: Path) -> bool:
-    """Whether this table has an end, as it has once it is written, and its run has finished."""
+    """Whether this table is as it was written, and its run has finished."""
     try:
-        parquet.read_metadata(rows)
+        parquet.read_table(rows, page_checksum_verification=True)
         return read_record(rows.parent)["status"] == "finished"
     except (pyarrow.ArrowException, OSError, BadData):
         return False
@@ -128,8 +115,12 @@ def _execute(job: Job, gpu: str | None) -> Outcome:
     notebook, started = job.folder / "notebook.ipynb", time.monotonic()
     notebook.unlink(missing_ok=True)
     code, log = _papermill(job, notebook, gpu)
-    seen = {"gpu": gpu or os.environ.get("CUDA_VISIBLE_DEVICES"), "host": socket.gethostname()}
-    outcome = {"parameters": job.parameters, "seconds": round(time.monotonic() - started, 1)} | seen
+    outcome = {
+        "parameters": job.parameters,
+        "seconds": round(time.monotonic() - started, 1),
+        "gpu": gpu or os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "host": socket.gethostname(),
+    }
     if code == 0 and job.rows():
         return job.keep({"status": "finished", "error": None} | outcome)
     if code < 0 or code == _DEAD_KERNEL:
@@ -151,29 +142,22 @@ def _papermill(job: Job, notebook: Path, gpu: str | None) -> tuple[int, str]:
     ours |= {"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {}
     # More threads than free cores make small networks slower by a large factor.
     environment = {"OMP_NUM_THREADS": "1"} | os.environ | ours
-    reading, writing = os.pipe()
     # A session of its own, so that Ctrl-C reaches the sweep alone, which then ends its runs.
-    process = subprocess.Popen(
-        command, stdin=reading, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
         env=environment, cwd=job.directory if job.directory.is_dir() else None, start_new_session=True,
-    )  # fmt: skip
-    running.add(process)
-    try:
-        os.close(reading)
-        log, _ = process.communicate()
-        return process.returncode, log
-    finally:
-        running.discard(process)
-        os.close(writing)
+    ) as process:  # fmt: skip
+        running.add(process)
+        log = process.stdout.read()
+    running.discard(process)
+    return process.returncode, log
 
 
 def _error(notebook: Path, log: str) -> str:
     """The error that ended the notebook; the last line of the log where there is no such thing in it."""
-    try:
+    with suppress(OSError, ValueError):
         cells = nbformat.read(notebook, as_version=4).cells
-    except (OSError, ValueError):
-        cells = []
-    outputs = [output for cell in cells for output in cell.get("outputs", []) if output.output_type == "error"]
-    if outputs:
-        return f"{outputs[-1].ename}: {outputs[-1].evalue}"
+        outputs = [output for cell in cells for output in cell.get("outputs", []) if output.output_type == "error"]
+        if outputs:
+            return f"{outputs[-1].ename}: {outputs[-1].evalue}"
     return next((line for line in reversed(log.splitlines()) if line.strip()), "papermill ended without a word")

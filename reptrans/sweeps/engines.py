@@ -4,7 +4,7 @@ An engine is a context that hands out a `submit`: a job in, a future of its outc
 """
 
 import os
-import queue
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from reptrans.errors import BadValue, NotAvailable
-from reptrans.sweeps.attempt import Job, Outcome, attempt, stop_all
+from reptrans.sweeps.attempt import Job, Outcome, attempt, running
 
 Submit = Callable[[Job], "Future[Outcome]"]
 
@@ -28,26 +28,20 @@ def local(workers: int | None = None) -> Iterator[Submit]:
     """
     if workers is not None and workers < 1:
         raise BadValue(f"workers = {workers}: at least 1 is needed")
-    names = gpus()
+    names, own = gpus(), threading.local()
     count = workers or len(names) or _cores()
-    free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    for number in range(count):
-        free.put(names[number % len(names)] if len(names) > 1 else None)
+    free = [names[number % len(names)] if len(names) > 1 else None for number in range(count)]
 
-    def on_its_gpu(job: Job) -> Outcome:
-        gpu = free.get()
+    def take_gpu() -> None:
+        own.gpu = free.pop(0)
+
+    with ThreadPoolExecutor(count, initializer=take_gpu) as pool:
         try:
-            return attempt(job, gpu)
+            yield lambda job: pool.submit(lambda: attempt(job, own.gpu))
         finally:
-            free.put(gpu)
-
-    pool = ThreadPoolExecutor(count)
-    try:
-        yield lambda job: pool.submit(on_its_gpu, job)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        stop_all()
-        pool.shutdown()
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                process.kill()
 
 
 @contextmanager
@@ -76,16 +70,12 @@ def cluster(address: str) -> Iterator[Submit]:
 
 
 def result(future: "Future[Outcome]", job: Job) -> Outcome:
-    """The outcome in `future`; killed where a cluster's workers died with the run, which the cluster counts itself."""
-    try:
+    """The outcome in `future`; failed where a cluster's workers died with the run, which the cluster counts itself."""
+    error = future.exception()
+    if type(error).__name__ != "KilledWorker":
         return future.result()
-    except Exception as error:
-        if type(error).__name__ != "KilledWorker":
-            raise
-        return job.keep(
-            {"status": "failed", "error": f"every worker that took it died: {error}", "parameters": job.parameters,
-             "seconds": None, "gpu": None, "host": None}
-        )  # fmt: skip
+    seen = {"parameters": job.parameters, "seconds": None, "gpu": None, "host": None}
+    return job.keep({"status": "failed", "error": f"every worker that took it died: {error}"} | seen)
 
 
 def gpus() -> list[str]:

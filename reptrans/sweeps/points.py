@@ -64,10 +64,9 @@ def declared(notebook: str | Path) -> dict[str, type | None]:
 
 def _type(entry: Mapping[str, Any]) -> type | None:
     """The annotated type, or that of the default where there is no annotation."""
-    named = {kind.__name__: kind for kind in (str, int, float, bool)}
-    if entry["inferred_type_name"] != "None":
-        return named.get(entry["inferred_type_name"])
-    return named.get(type(_literal(entry["default"])).__name__)
+    named = entry["inferred_type_name"]
+    name = type(_literal(entry["default"])).__name__ if named == "None" else named
+    return {"str": str, "int": int, "float": float, "bool": bool}.get(name)
 
 
 def _literal(text: str) -> Any:

@@ -16,12 +16,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
-import pyarrow
-from filelock import FileLock, Timeout
-from pyarrow import parquet
+from filelock import Timeout
 
 from reptrans.errors import BadData, BadValue, CannotWrite, NotAvailable
-from reptrans.files import atomic
+from reptrans.files import atomic, locked
 from reptrans.paths import data_root, shown
 from reptrans.runs import Run, read_record
 from reptrans.sweeps import engines
@@ -77,8 +75,9 @@ def sweep(
             path.write_bytes(notebook.read_bytes())
         varied = _varied(record["runs"])
         jobs = [Job(point, folder, data_root(), Path.cwd(), varied) for point in record["runs"]]
-        if retry:
-            _forget_failures(jobs)
+        for job in jobs if retry else []:
+            if (job.outcome() or {}).get("status") == "failed":
+                (job.folder / "outcome.json").unlink()
         _do(jobs, submit)
         return _gather(run, jobs, axes or {})
 
@@ -101,43 +100,32 @@ def _record(notebook: Path, runs: list[Point]) -> dict[str, Any]:
 def _alone(folder: Path, record: dict[str, Any]) -> Iterator[None]:
     """The folder for this sweep only, and for this start of it."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock").acquire(timeout=0)
+        with locked(folder / ".lock", timeout=0):
+            if (folder / "run.json").is_file():
+                _refuse_another_sweep(folder, record)
+            elif any(not path.name.startswith(".") for path in folder.iterdir()):
+                raise BadValue(f"{folder} holds other things than a sweep. Choose another folder, or none.")
+            yield
     except Timeout:
         raise BadValue(f"a sweep is at work in {folder}. Wait for it, or choose another folder.") from None
-    except OSError as error:
-        raise CannotWrite(f"could not make the folder {folder}: {error.strerror}. Choose another folder.") from error
-    with lock:
-        if (folder / "run.json").is_file():
-            held = _held(folder, record)
-            if held.get("key") != record["key"]:
-                raise BadValue(
-                    f"{folder} holds another sweep ({held.get('notebook')}, {len(held.get('runs', []))} runs): its "
-                    "notebook or its parameters differ. Choose another folder, or none for one of its own."
-                )
-        elif any(not path.name.startswith(".") for path in folder.iterdir()):
-            raise BadValue(f"{folder} holds other things than a sweep. Choose another folder, or none.")
-        yield
 
 
-def _held(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """The record of the sweep that the folder holds. Where that is not whole, the usual name of the folder will do."""
+def _refuse_another_sweep(folder: Path, record: dict[str, Any]) -> None:
+    """Where the record that lies there is not whole, the usual name of the folder will do."""
     try:
-        return read_record(folder).get("parameters", {})
+        held = read_record(folder).get("parameters", {})
     except BadData as error:
-        if not folder.name.endswith(record["key"]):
-            raise BadData(
-                f"{folder} holds a sweep whose run.json is not whole, so that nobody knows which. Choose another "
-                "folder, or none for one of its own."
-            ) from error
-        _say(f"{folder / 'run.json'} is not whole, and will be written anew")
-        return record
-
-
-def _forget_failures(jobs: Iterable[Job]) -> None:
-    for job in jobs:
-        if (job.outcome() or {}).get("status") == "failed":
-            (job.folder / "outcome.json").unlink()
+        if folder.name.endswith(record["key"]):
+            return _say(f"{folder / 'run.json'} is not whole, and will be written anew")
+        raise BadData(
+            f"{folder} holds a sweep whose run.json is not whole, so that nobody knows which. Choose another folder, "
+            "or none for one of its own."
+        ) from error
+    if held.get("key") != record["key"]:
+        raise BadValue(
+            f"{folder} holds another sweep ({held.get('notebook')}, {len(held.get('runs', []))} runs): its notebook or "
+            "its parameters differ. Choose another folder, or none for one of its own."
+        )
 
 
 def _do(jobs: list[Job], submit: engines.Submit) -> None:
@@ -169,13 +157,13 @@ def _outcomes(jobs: Iterable[Job], submit: engines.Submit) -> Iterator[tuple[Job
             job = waiting.pop(future)
             outcome = engines.result(future, job)
             tries[job.name] += 1
-            if outcome["status"] == "killed" and tries[job.name] < _TRIES:
-                _say(f"{job.label}: {outcome['error']}; it will be done again")
-                waiting[submit(job)] = job
-            elif outcome["status"] == "killed":
+            if outcome["status"] != "killed":
+                yield job, outcome
+            elif tries[job.name] == _TRIES:
                 yield job, job.keep(outcome | {"status": "failed", "error": f"{outcome['error']}, {_TRIES} times"})
             else:
-                yield job, outcome
+                _say(f"{job.label}: {outcome['error']}; it will be done again")
+                waiting[submit(job)] = job
 
 
 def _stopped(jobs: list[Job]) -> str:
@@ -185,7 +173,8 @@ def _stopped(jobs: list[Job]) -> str:
 
 def _gather(run: Run, jobs: list[Job], axes: dict[str, str]) -> Swept:
     """The tables and the figure, in the sweep's folder."""
-    runs, rows = _table([_line(job) for job in jobs]), _rows(jobs)
+    lines = [{"run": job.name} | job.parameters | job.outcome() for job in jobs]
+    runs, rows = _table(lines).drop(columns="parameters"), _rows(jobs)
     run.rows(runs, "runs")
     if len(rows):
         run.rows(rows)
@@ -202,11 +191,6 @@ def _gather(run: Run, jobs: list[Job], axes: dict[str, str]) -> Swept:
     return Swept(rows, runs, run.folder)
 
 
-def _line(job: Job) -> dict[str, Any]:
-    facts = {name: value for name, value in job.outcome().items() if name != "parameters"}
-    return {"run": job.name} | job.parameters | facts
-
-
 def _rows(jobs: list[Job]) -> pd.DataFrame:
     """All rows, in the order of the runs. A column of the rows goes before a parameter of the same name: it says more
     (the layer of the row, and not the list of layers given)."""
@@ -214,15 +198,8 @@ def _rows(jobs: list[Job]) -> pd.DataFrame:
     for job in jobs:
         given = {"run": job.name} | job.parameters
         for path in job.rows() if job.outcome()["status"] == "finished" else []:
-            lines += [given | row for row in _read(path).to_dict("records")]
+            lines += [given | row for row in pd.read_parquet(path).to_dict("records")]
     return _table(lines)
-
-
-def _read(rows: Path) -> pd.DataFrame:
-    try:
-        return parquet.read_table(rows, page_checksum_verification=True).to_pandas()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise BadData(f"{rows} is damaged. Remove it, and start the sweep again, which does its run anew.") from error
 
 
 def _table(lines: list[dict[str, Any]]) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from reptrans.training.evaluation import accuracy, classification_loss, evaluate, evaluating, predict
 from reptrans.training.loop import fit, pick_device, train_classifier
-from reptrans.training.schedule import Plan, learning_rate
+from reptrans.training.schedule import Plan
 
 __all__ = [
     "Plan",
@@ -11,7 +11,6 @@ __all__ = [
     "evaluate",
     "evaluating",
     "fit",
-    "learning_rate",
     "pick_device",
     "predict",
     "train_classifier",

@@ -78,19 +78,19 @@ def answers_of(net: nn.Module, images: Tensor) -> Tensor:
 
 
 @contextmanager
-def explained(net: nn.Module, images: Tensor) -> Iterator[None]:
-    """An error of the network about its input, raised inside, becomes one sentence: ShapeMismatch."""
+def explained(net: nn.Module, inputs: Tensor | Mapping) -> Iterator[None]:
+    """An error of the network about its input, images or keywords, becomes one sentence: ShapeMismatch."""
     try:
         yield
     except (ReptransError, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        reason = _reason(net, images)
+    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
+        images = isinstance(inputs, Tensor)
+        reason = _reason(net, inputs) if images else ""
         first = reason or (str(error).splitlines() or [type(error).__name__])[0]
+        given = f"images {tuple(inputs.shape)} of {inputs.dtype}" if images else f"the inputs {', '.join(inputs)}"
         # What torch says many frames further in is of use only where the reason is not known.
-        raise ShapeMismatch(
-            f"{type(net).__name__} does not take images {tuple(images.shape)} of {images.dtype}: {first}"
-        ) from (None if reason else error)
+        raise ShapeMismatch(f"{type(net).__name__} does not take {given}: {first}") from (None if reason else error)
 
 
 def _reason(net: nn.Module, images: Tensor) -> str:

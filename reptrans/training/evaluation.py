@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reptrans.errors import BadData, BadValue, ShapeMismatch
+from reptrans.layers.network import evaluating
+from reptrans.layers.network import keeping_modes as keeping_modes  # for those who look for it here
 from reptrans.training.batches import answers_of, batches, checked_network
 from reptrans.training.schedule import Plan, autocast
 
@@ -67,26 +69,6 @@ def evaluate(net: nn.Module, loader: Iterable, plan: Plan | None = None) -> dict
     # Fetched together, for every fetch stops a GPU.
     right, loss = (sum(column) for column in zip(*torch.stack(sums).tolist(), strict=True))
     return {"accuracy": right / entries, "cross_entropy": loss / entries, "images": images}
-
-
-@contextmanager
-def evaluating(*nets: nn.Module) -> Iterator[None]:
-    """All modules in eval mode inside, each of them in its own former mode afterwards."""
-    with keeping_modes(*nets):
-        for net in nets:
-            net.eval()
-        yield
-
-
-@contextmanager
-def keeping_modes(*nets: nn.Module) -> Iterator[None]:
-    """Give every submodule its mode back at the end."""
-    modes = [(module, module.training) for net in nets for module in net.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

@@ -5,7 +5,7 @@ learning rates are in `schedule`, what is left on disk in `resume`, looking at r
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from reptrans.errors import BadValue, ShapeMismatch, suggest
+from reptrans.errors import BadValue, ShapeMismatch, choose
+from reptrans.layers.network import keeping_modes
 from reptrans.progress import progress
 from reptrans.training.batches import answers_of, batches, checked_network
 from reptrans.training.evaluation import (
     accuracy,
     classification_loss,
     evaluate,
-    keeping_modes,
     keeping_random_state,
     seed_generators,
 )
@@ -33,8 +33,8 @@ from reptrans.training.terms import Scalars, Sums, row_of, total_of
 if TYPE_CHECKING:
     import pandas as pd
 
-Objective = Callable[[object, float], tuple[Scalars, Scalars]]
-AfterStep = Callable[[object, torch.optim.Optimizer], Scalars]
+Objective = Callable[[object, float], tuple]  # (terms, figures), or with a third value for `after_step`
+AfterStep = Callable[..., Scalars]
 
 
 def fit(
@@ -62,7 +62,8 @@ def fit(
     None; a group's own "lr" is its highest learning rate.
     `checkpoint`: a file written after every epoch. If it is there, training goes on from it, to the same bits as
     without the interruption on the same machine; state of the objective that is not in `modules` is not kept.
-    `after_step(batch, optimiser) -> figures`: called after every step, for what else is learned from the same batch.
+    `after_step(batch, optimiser) -> figures`: called after every step, for what else is learned from the same batch. An
+    objective may return a third value, which `after_step(batch, optimiser, value)` then gets.
     It leaves the parameters alone.
     `snapshots`: a folder for the weights, `<step>.safetensors`: the first, every `save_every` steps, and the last.
     Rows: epoch (from 1), step (done so far), lr (of the last step; the first group's), each term and figure as its mean
@@ -78,8 +79,8 @@ def fit(
     optimiser = build_optimiser(plan, groups)
     # The identity is taken first: the groups' learning rates are still the highest ones.
     known = identity(plan, modules, optimiser, loader) if checkpoint else {}
-    keeper = Keeper(modules, optimiser, known, _path(checkpoint), _path(snapshots), save_every)
-    loop = _Loop(objective, modules, loader, plan, optimiser, keeper, every_epoch, after_step)
+    keeper = Keeper(modules, optimiser, known, checkpoint, snapshots, save_every)
+    loop = _Loop(objective, loader, plan, keeper, every_epoch, after_step)
     with keeping_random_state(loop.device), keeping_modes(*modules.values()):
         return pd.DataFrame(loop.run(label))
 
@@ -132,11 +133,8 @@ def pick_device(name: str = "auto") -> torch.device:
     """The device `name`: "auto" is a GPU if there is one, else the CPU; "mps" is taken only when asked for."""
     there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     there += ["cuda"] * (len(there) > 1) + ["mps"] * torch.backends.mps.is_available()
-    if name == "auto":
-        return torch.device("cuda" if "cuda" in there else "cpu")
-    if name not in there:
-        raise BadValue(f"there is no device {name!r} here. {suggest(name, ['auto', *there])}")
-    return torch.device(name)
+    found = {"auto": "cuda" if "cuda" in there else "cpu"} | {device: device for device in there}
+    return torch.device(choose(name, found, "there is no device {} here", BadValue))
 
 
 @dataclass
@@ -144,23 +142,17 @@ class _Loop:
     """What stays the same during one call of `fit`."""
 
     objective: Objective
-    modules: dict[str, nn.Module]
     loader: Iterable
     plan: Plan
-    optimiser: torch.optim.Optimizer
     keeper: Keeper
     every_epoch: Callable[[int], dict[str, float]] | None
     after_step: AfterStep | None
-    parameters: list[nn.Parameter] = field(init=False)
-    highest: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.optimiser = self.keeper.optimiser
         self.parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         self.highest = [group["lr"] for group in self.optimiser.param_groups]
-
-    @property
-    def device(self) -> torch.device:
-        return self.parameters[0].device
+        self.device = self.parameters[0].device
 
     def run(self, label: str) -> list[dict]:
         rows = self.keeper.resume()
@@ -171,7 +163,7 @@ class _Loop:
         for epoch in range(len(rows), self.plan.epochs):
             rows.append(self._epoch(epoch, ticks))
             if epoch + 1 == self.plan.epochs:
-                self.keeper.snapshot(rows[-1]["step"], last=True)
+                self.keeper.snapshot(rows[-1]["step"])
             self.keeper.keep(rows)
         next(ticks, None)
         self.optimiser.zero_grad()
@@ -179,7 +171,7 @@ class _Loop:
 
     def _epoch(self, epoch: int, ticks: Iterator) -> dict:
         _seed(self.plan.seed, epoch, self.device)
-        for module in self.modules.values():
+        for module in self.keeper.modules.values():
             module.train()
         if hasattr(self.loader, "epoch"):
             self.loader.epoch = epoch
@@ -189,23 +181,24 @@ class _Loop:
             next(ticks, None)
             self._step(step, batch, sums)
             step += 1
-            if self.keeper.snapshots is not None and step % (self.keeper.save_every or step + 1) == 0:
+            if self.keeper.save_every and step % self.keeper.save_every == 0:
                 sums.look()
                 self.keeper.snapshot(step)
         own = {"epoch": epoch + 1, "step": step, "lr": float(self.optimiser.param_groups[0]["lr"])}
         means = sums.means()
         found = self.every_epoch(epoch + 1) if self.every_epoch else {}
-        return row_of(own, means, {name: _number(value) for name, value in found.items()})
+        return row_of(own, means, {k: v.item() if hasattr(v, "item") else v for k, v in found.items()})
 
     def _step(self, step: int, batch: object, sums: Sums) -> None:
         share = learning_rate_factor(self.plan, step, len(self.loader))
         for group, highest in zip(self.optimiser.param_groups, self.highest, strict=True):
             group["lr"] = highest * share
         with autocast(self.plan, self.device):
-            terms, figures = self.objective(batch, step / (self.plan.epochs * len(self.loader)))
+            terms, figures, *kept = self.objective(batch, step / (self.plan.epochs * len(self.loader)))
             total = total_of(terms, figures)
         images = len(batch.labels if batch.index is None else batch.index)
-        sums.add(terms, figures, images, step + 1, self.optimiser.param_groups[0]["lr"])
+        of_step = images, step + 1, self.optimiser.param_groups[0]["lr"]
+        sums.add(terms, figures, *of_step)
         self.optimiser.zero_grad()
         # `inputs`: a teacher's or a frozen half's parameters get no gradients, whatever their requires_grad says.
         total.backward(inputs=self.parameters)
@@ -214,8 +207,8 @@ class _Loop:
         self.optimiser.step()
         if self.plan.portable:
             round_to_single(self.parameters)
-        if self.after_step and (found := self.after_step(batch, self.optimiser)):
-            sums.add({}, found, images, step + 1, self.optimiser.param_groups[0]["lr"])
+        if self.after_step and (found := self.after_step(batch, self.optimiser, *kept)):
+            sums.add({}, found, *of_step)
 
 
 def _groups(modules: dict[str, nn.Module], parameters: Iterable | None, plan: Plan) -> list[dict]:
@@ -259,14 +252,6 @@ def _check_classes(logits: torch.Tensor, dataset: object) -> None:
             f"the network's output is {tuple(logits.shape)}, but {dataset.name} has {dataset.num_classes} classes. "
             f"Build the network with num_classes={dataset.num_classes}."
         )
-
-
-def _number(value: object) -> object:
-    return value.item() if hasattr(value, "item") else value
-
-
-def _path(given: str | Path | None) -> Path | None:
-    return None if given is None else Path(given)
 
 
 def _seed(seed: int, epoch: int, device: torch.device) -> None:

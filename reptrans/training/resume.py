@@ -23,8 +23,8 @@ class Keeper:
     modules: dict[str, nn.Module]
     optimiser: torch.optim.Optimizer
     identity: dict
-    checkpoint: Path | None = None
-    snapshots: Path | None = None
+    checkpoint: str | Path | None = None
+    snapshots: str | Path | None = None
     save_every: int | None = None
 
     def resume(self) -> list[dict]:
@@ -32,7 +32,7 @@ class Keeper:
 
         Raises BadCheckpoint when it is incomplete or of another training.
         """
-        if self.checkpoint is None or not self.checkpoint.exists():
+        if self.checkpoint is None or not Path(self.checkpoint).exists():
             return []
         state, meta = load_tensors(self.checkpoint)
         self._refuse_another(meta)
@@ -47,15 +47,12 @@ class Keeper:
             state = {"modules": _states(self.modules), "optimiser": self.optimiser.state_dict()}
             save_tensors(self.checkpoint, state, {"rows": rows, "identity": self.identity})
 
-    def snapshot(self, step: int, last: bool = False) -> None:
-        """Write the weights after `step` steps, if it is the first, the last or one of every `save_every`."""
-        due = step == 0 or last or (self.save_every is not None and step % self.save_every == 0)
-        if self.snapshots is None or not due:
-            return
-        states = _states(self.modules)
-        if list(states) == [""]:
-            states = states[""]
-        save_tensors(self.snapshots / f"{step}.safetensors", states, {"step": step})
+    def snapshot(self, step: int) -> None:
+        """Write the weights after `step` steps."""
+        if self.snapshots is not None:
+            states = _states(self.modules)
+            states = states[""] if list(states) == [""] else states
+            save_tensors(Path(self.snapshots) / f"{step}.safetensors", states, {"step": step})
 
     def _refuse_another(self, meta: dict) -> None:
         there, here = _flat(meta.get("identity", {})), _flat(json.loads(json.dumps(self.identity)))
@@ -73,7 +70,10 @@ def identity(plan: Plan, modules: dict[str, nn.Module], optimiser: torch.optim.O
     return {
         "plan": asdict(plan),
         "parameters": _shapes(modules),
-        "groups": [_settings(group) for group in optimiser.param_groups],
+        "groups": [
+            {"tensors": len(group["params"])} | {name: value for name, value in group.items() if name != "params"}
+            for group in optimiser.param_groups
+        ],
         "loader": _order_of(loader),
         "code": {name or "network": structure(module) for name, module in modules.items()},
     }
@@ -82,19 +82,16 @@ def identity(plan: Plan, modules: dict[str, nn.Module], optimiser: torch.optim.O
 def structure(net: nn.Module) -> str:
     """8 hex digits of how `net` is built: its modules, shapes and plain attributes, and the code of its classes."""
     modules = dict(net.named_modules())
-    kinds = {kind for module in modules.values() for kind in type(module).__mro__ if not _is_torchs(kind)}
+    kinds = {kind for module in modules.values() for kind in type(module).__mro__}
+    own = (kind for kind in kinds - {object} if kind.__module__.partition(".")[0] not in ("torch", "torchvision"))
     facts = [
         # Functions are printed with their address, which says nothing.
         re.sub(r" at 0x[0-9a-f]+", "", str(net)),
         {name: str(tuple(value.shape)) for name, value in net.state_dict().items() if isinstance(value, Tensor)},
         {name: _plain(module) for name, module in modules.items()},
-        sorted(f"{kind.__qualname__} {_code(kind)}" for kind in kinds),
+        sorted(f"{kind.__qualname__} {_code(kind)}" for kind in own),
     ]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:8]
-
-
-def _is_torchs(kind: type) -> bool:
-    return kind is object or kind.__module__.partition(".")[0] in ("torch", "torchvision")
 
 
 def _plain(module: nn.Module) -> dict[str, object]:
@@ -120,10 +117,6 @@ def _shapes(modules: dict[str, nn.Module]) -> dict[str, str]:
     """Dotted name to shape, dtype left out; the order and the trained ones are part of it."""
     named = ((_dotted(m, name), p) for m, module in modules.items() for name, p in module.named_parameters())
     return {name: f"{tuple(p.shape)}{'' if p.requires_grad else ' frozen'}" for name, p in named}
-
-
-def _settings(group: dict) -> dict:
-    return {"tensors": len(group["params"])} | {name: value for name, value in group.items() if name != "params"}
 
 
 def _order_of(loader: object) -> dict:

@@ -6,15 +6,23 @@ scheduler, and every schedule has a formula to check.
 
 import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from reptrans.errors import BadValue, suggest
+from reptrans.errors import BadValue, check_whole, choose
 
 OPTIMISERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("steps", "one_cycle", "cosine", "constant")
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
+# Of a plan's numbers: what they must be, in words and as a condition.
+_NUMBERS = {
+    "lr": ("a number above 0", lambda v: v > 0),
+    "momentum": ("at least 0 and below 1", lambda v: 0 <= v < 1),
+    "weight_decay": ("a number from 0 on", lambda v: v >= 0),
+    "clip": ("a number above 0, or None for no limit", lambda v: v > 0),
+}
 
 
 @dataclass(frozen=True)
@@ -42,16 +50,13 @@ class Plan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _one_of("optimiser", self.optimiser, OPTIMISERS)
-        _one_of("schedule", self.schedule, SCHEDULES)
-        _one_of("precision", self.precision, tuple(PRECISIONS))
-        _whole("epochs", self.epochs, 1)
-        _whole("seed", self.seed, 0)
-        _number("lr", self.lr, "a number above 0", lambda v: v > 0)
-        _number("momentum", self.momentum, "at least 0 and below 1", lambda v: 0 <= v < 1)
-        _number("weight_decay", self.weight_decay, "a number from 0 on", lambda v: v >= 0)
-        if self.clip is not None:
-            _number("clip", self.clip, "a number above 0, or None for no limit", lambda v: v > 0)
+        for name, known in (("optimiser", OPTIMISERS), ("schedule", SCHEDULES), ("precision", tuple(PRECISIONS))):
+            choose(getattr(self, name), known, f"{name} is {{}}", BadValue)
+        for name, least in (("epochs", 1), ("seed", 0)):
+            check_whole(name, getattr(self, name), least)
+        for name, (wanted, holds) in _NUMBERS.items():
+            if not _holds(value := getattr(self, name), holds) and (name, value) != ("clip", None):
+                raise BadValue(f"{name} is {value!r}; it must be {wanted}.")
         if self.optimiser == "sgd" and self.nesterov and self.momentum == 0:
             raise BadValue("nesterov is True and momentum is 0: Nesterov's step needs momentum. Set nesterov=False.")
 
@@ -59,11 +64,6 @@ class Plan:
     def dtype(self) -> torch.dtype:
         """The type of the weights."""
         return PRECISIONS[self.precision]
-
-
-def learning_rate(plan: Plan, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of the step that follows `step` steps already done: plan.lr * shape_of_schedule."""
-    return plan.lr * learning_rate_factor(plan, step, steps_per_epoch)
 
 
 def learning_rate_factor(plan: Plan, step: int, steps_per_epoch: int) -> float:
@@ -114,17 +114,6 @@ def _between(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
-def _one_of(name: str, value: object, options: tuple[str, ...]) -> None:
-    if value not in options:
-        raise BadValue(f"{name} is {value!r}. {suggest(value, options)}")
-
-
-def _whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise BadValue(f"{name} is {value!r}; it must be a whole number from {least} on.")
-
-
-def _number(name: str, value: object, wanted: str, holds) -> None:
+def _holds(value: object, condition: Callable[[float], bool]) -> bool:
     numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not numeric or not math.isfinite(value) or not holds(value):
-        raise BadValue(f"{name} is {value!r}; it must be {wanted}.")
+    return numeric and math.isfinite(value) and condition(value)

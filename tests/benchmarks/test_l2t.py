@@ -35,14 +35,15 @@ def test_outer_step(size):
     transfer = Transfer(target, source, [matching], Meta(), example=images[:2])
     optimiser = torch.optim.SGD(transfer.trained(), **SGD)
 
-    def real_step() -> None:
+    def real_step() -> tuple | None:
         optimiser.zero_grad()
-        sum(transfer(one)[0].values()).backward(inputs=transfer.trained())
+        terms, _, due = transfer(one)
+        sum(terms.values()).backward(inputs=transfer.trained())
         optimiser.step()
+        return due
 
     def outer_step() -> None:
-        real_step()
-        transfer.after_step(one, optimiser)
+        transfer.after_step(one, optimiser, real_step())
 
     ways = {
         "real step": real_step, "plain real step": lambda: plain.plain_step(images, labels),

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from reptrans.distillation.distill import distill
-from reptrans.distillation.methods.attention import at, at_gradient, symmetry_penalty
+from reptrans.distillation.methods.attention import at, at_gradient
 from reptrans.errors import UnknownName
 from reptrans.matching import attention, norm_l2, tapped
 from reptrans.training import Plan
@@ -78,14 +78,6 @@ def test_the_gradient_form_brings_gradients_nearer_than_the_task_alone(pair):
         found = [tapped(net, batch.images, batch.labels, ["grad:loss"])["grad:loss"] for net in nets]
         apart.append(norm_l2(*found).item())
     assert apart[1] < 0.8 * apart[0]
-
-
-def test_a_mirrored_network_has_no_asymmetry():
-    g = torch.randn(3, 1, 4, 4, dtype=torch.float64, requires_grad=True)
-    assert symmetry_penalty(g, g.flip(-1)).item() == 0
-    assert symmetry_penalty(g, torch.zeros_like(g)).item() == pytest.approx(g.flatten(1).norm(dim=1).mean().item())
-    symmetry_penalty(g, g.flip(-1)).backward()
-    assert g.grad.isfinite().all()
 
 
 def test_kd_can_stand_beside_it_and_other_variants_are_refused(pair):

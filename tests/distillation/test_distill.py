@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from reptrans.distillation import METHODS
-from reptrans.distillation.distill import StageObjective, distill, loaders
+from reptrans.distillation.distill import distill, loaders, moving, resolve
 from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.errors import BadValue, LayerNotFound, ReptransError, UnknownName
 from reptrans.matching import CrossEntropy, Learned, Match, Teacher, conv1x1_bn, l2, softened_kl
@@ -100,10 +100,13 @@ def test_dropout_works_in_a_stage_of_the_whole_student_and_rests_in_others(pair)
     student[1].requires_grad_(False)
     batch = next(iter(pair.teachers[0].loader))
     for train, expected in (("all", True), ("reached", False)):
-        objective = StageObjective(student, pair.teachers, Stage([CrossEntropy()], train), batch, {}, set()).train()
+        losses = resolve(Stage([CrossEntropy()], train), student, pair.teachers, batch)
+        moves = moving(losses, batch)
+        losses.moves = set(moves)
+        losses.train()
         assert student[2].training is expected
         assert not student[1].training and student[3].training
-        assert objective.parameters_to_train == list(student[3].parameters())
+        assert moves == list(student[3].parameters())
 
 
 def test_a_stage_with_nothing_left_says_so(pair):
@@ -144,10 +147,19 @@ def test_the_teachers_side_moves_in_a_stage_of_connectors_only(pair):
 def test_a_recipe_may_be_a_part_of_another(pair):
     whole = Learned(lambda seen: nn.Sequential(nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 1)), "whole")
     part = Learned(lambda seen: seen.made(whole)[0], "part")
-    built, batch = {}, next(iter(pair.teachers[0].loader))
-    stage = Stage([Match("relu1", "relu1", l2, part)])
-    StageObjective(pair.student, pair.teachers, stage, batch, built, set())
+    stage, batch = Stage([Match("relu1", "relu1", l2, part)]), next(iter(pair.teachers[0].loader))
+    built = resolve(stage, pair.student, pair.teachers, batch).built
     assert built[part] is built[whole][0] and built[part].weight.dtype == torch.float64
+
+
+def test_resolving_keeps_what_is_built_and_changes_nothing_that_it_was_given(pair):
+    ours = Learned(lambda seen: nn.Conv2d(4, 2, 1), "ours")
+    stage, batch = Stage([Match("relu1", "relu1", l2, ours, conv1x1_bn())]), next(iter(pair.teachers[0].loader))
+    known = {}
+    first = resolve(stage, pair.student, pair.teachers, batch, known)
+    again = resolve(stage, pair.student, pair.teachers, batch, first.built)
+    assert known == {} and len(first.built) == 2 and again.built == first.built
+    assert again.of_teacher[0] is first.of_teacher[0] is first.built[ours]
 
 
 # The teacher
@@ -169,7 +181,7 @@ def test_in_mode_batch_it_normalises_by_the_batch(pair):
     values = teacher.values(batch, ["bn1"], "batch")["bn1"]
     torch.testing.assert_close(values.mean((0, 2, 3)), teacher.net.bn1.bias.detach(), rtol=0, atol=1e-12)
     assert not torch.allclose(values, teacher.values(batch, ["bn1"])["bn1"])
-    with pytest.raises(BadValue, match="the teacher's mode is 'train'; possible: eval, batch"):
+    with pytest.raises(BadValue, match="the teacher's mode is 'train'. Possible: eval, batch"):
         run(pair, Stage([hint(1)], teacher="train"))
 
 
@@ -214,7 +226,7 @@ def test_several_teachers_each_have_their_term(pair):
     pair = several(pair, 2)
     _, rows = run(pair, Stage([logits(0), logits(1)]), plan=Plan(epochs=1, lr=1e-9, precision="float64"))
     batch = next(iter(pair.teachers[0].loader))
-    objective = StageObjective(pair.student, pair.teachers, Stage([logits(0), logits(1)]), batch, {}, set()).eval()
+    objective = resolve(Stage([logits(0), logits(1)]), pair.student, pair.teachers, batch).eval()
     terms, _ = objective(batch)
     for who, term in enumerate(terms.values()):
         with torch.no_grad():

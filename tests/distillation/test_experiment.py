@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from reptrans.distillation import METHODS
 from reptrans.distillation.cap import capped
-from reptrans.distillation.distill import StageObjective
+from reptrans.distillation.distill import resolve
 from reptrans.errors import BadValue, UnknownName
 from reptrans.experiments.distillation import (
     DistillationRun,
@@ -67,7 +67,7 @@ def test_options_are_read_and_refused():
         read_options("nst:kernel")
     with pytest.raises(UnknownName, match="there is no method 'nts'.*or 'nst'"):
         read_options("nts.kernel=linear")
-    with pytest.raises(ValidationError, match="there is no 'fitnet'. Did you mean 'fitnets'"):
+    with pytest.raises(ValidationError, match="there is no method .fitnet.. Did you mean 'fitnets'"):
         DistillationRun(method="kd,fitnet")
     with pytest.raises(ValidationError):
         DistillationRun(labelled=-1)
@@ -87,7 +87,7 @@ def test_the_table_has_a_line_for_every_method(pair):
 
 
 def terms(method, pair, batch):
-    objective = StageObjective(pair.student, pair.teachers, method.stages[0], batch, {}, set()).double().eval()
+    objective = resolve(method.stages[0], pair.student, pair.teachers, batch).double().eval()
     return list(objective(batch)[0].values())
 
 

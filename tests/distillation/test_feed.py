@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reptrans.distillation.distill import StageObjective, distill
+from reptrans.distillation.distill import distill, resolve
 from reptrans.distillation.method import Pair
 from reptrans.distillation.methods.factor import factor_distance
 from reptrans.distillation.methods.feed import feed
@@ -31,7 +31,7 @@ def objective(pair, **options):
     stage = feed(pair, **options).stages[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        made = StageObjective(pair.student, pair.teachers, stage, batch, {}, set()).eval()
+        made = resolve(stage, pair.student, pair.teachers, batch).eval()
     for other in made.of_student[1:]:
         other.load_state_dict(made.of_student[0].state_dict())
     return made, batch

@@ -89,7 +89,7 @@ def test_the_smallest_scores_are_taken_in_depths_order():
 
 
 def seen(student, teacher):
-    return Seen((student,), (teacher,), None, torch.nn.Identity(), ("a",), lambda: iter(()))
+    return Seen((student,), (teacher,), None, lambda: iter(()))
 
 
 def test_the_teachers_projection_is_drawn_with_its_seed_and_nothing_trains_it():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from reptrans.distillation.distill import StageObjective, distill
+from reptrans.distillation.distill import Losses, distill, look, moving, resolve
 from reptrans.distillation.methods import METHODS
 from reptrans.matching import Learned, Match
 from reptrans.training import Plan, evaluating
@@ -21,17 +21,18 @@ def objectives(method, pair, student=None):
         student = method.prepare(student, pair.teacher)
     batch, built, moved = next(iter(pair.teachers[0].loader.plain())), {}, set()
     for stage in method.stages:
-        objective = StageObjective(student, pair.teachers, stage, batch, built, moved).double()
-        moved |= {p for p in student.parameters() if p in set(objective.parameters_to_train)}
+        objective = resolve(stage, student, pair.teachers, batch, built).double()
+        built, objective.moves = objective.built, set(moving(objective, batch, moved))
+        moved |= objective.moves
         yield objective, batch
 
 
-def sides(objective: StageObjective, match: Match, batch) -> tuple:
+def sides(objective: Losses, match: Match, batch) -> tuple:
     """(transformed teacher, untransformed student's values, student's transform) of one match."""
-    seen, taught = objective._values(batch)
+    taught, seen = look(objective.stage, objective.student, objective.teachers, batch)
     teacher, student = match.values(taught[match.who], seen)
-    target = objective._module(match.teacher_transform)(*teacher)
-    return target, student, objective._module(match.student_transform)
+    target = objective.module(match.teacher_transform)(*teacher)
+    return target, student, objective.module(match.student_transform)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -91,11 +92,11 @@ def test_gradients_reach_the_student_and_connectors_alone(name, pair):
         sum(terms.values()).backward()
         for teacher in pair.teachers:
             assert all(p.grad is None for p in teacher.net.parameters())
-        moving = set(objective.parameters_to_train)
+        trained = {p for p in objective.moves if isinstance(p, nn.Parameter)}
         reached = {p for p in objective.parameters() if p.grad is not None}
         if objective.stage.train == "connectors":
             assert reached and not reached & set(objective.student.parameters())
-        assert moving <= reached, "a parameter is to be trained that no term depends on"
+        assert trained <= reached, "a parameter is to be trained that no term depends on"
         objective.zero_grad(set_to_none=True)
 
 

@@ -119,7 +119,7 @@ def test_without_batch_norm_the_margin_is_measured_and_the_label_says_so():
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
     recipe, values = margin_relu(net, "1:in"), torch.randn(6, 2, 3, 3)
     assert recipe.label == "margin ReLU (from data)"
-    seen = Seen((values,), (values,), None, net, ("1:in",), lambda: iter([(values[:4],), (values[4:],)]))
+    seen = Seen((values,), (values,), None, lambda: iter([(values[:4],), (values[4:],)]))
     torch.testing.assert_close(recipe.make(seen).margin, margin_of([values]))
     plain = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, affine=False), nn.ReLU())
     recipe = margin_relu(plain, "2:in")

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from reptrans.distillation.distill import StageObjective, distill
+from reptrans.distillation.distill import distill, moving, resolve
 from reptrans.distillation.method import Method
 from reptrans.distillation.methods.stagewise import sskd
 from reptrans.matching import CrossEntropy
@@ -38,11 +38,13 @@ def test_after_each_stage_all_outside_it_is_the_same_to_the_bit(pair):
 
 
 def test_gradients_stay_inside_the_stage(pair):
-    moved, built, batch = set(), {}, next(iter(pair.teachers[0].loader))
+    moved, batch = set(), next(iter(pair.teachers[0].loader))
     for stage, layers in zip(sskd(pair).stages, LAYERS, strict=True):
-        objective = StageObjective(pair.student, pair.teachers, stage, batch, built, moved).train()
+        objective = resolve(stage, pair.student, pair.teachers, batch)
+        objective.moves = set(moving(objective, batch, moved))
+        objective.train()
         names = {p: name for name, p in pair.student.named_parameters()}
-        own = [p for p in objective.parameters_to_train if p in names]
+        own = [p for p in objective.moves if p in names]
         assert {names[p].split(".")[0] for p in own} == layers
         terms, _ = objective(batch)
         sum(terms.values()).backward()
@@ -56,7 +58,7 @@ def test_no_weight_stands_before_a_loss_and_equal_networks_have_0(twins):
     for stage in sskd(twins).stages[:-1]:
         (match,) = stage.losses
         assert match.weight == 1
-        objective = StageObjective(twins.student, twins.teachers, stage, batch, {}, set()).eval()
+        objective = resolve(stage, twins.student, twins.teachers, batch).eval()
         (term,) = objective(batch)[0].values()
         assert term.item() == pytest.approx(0, abs=1e-25)
 

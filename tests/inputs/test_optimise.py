@@ -21,9 +21,7 @@ from reptrans.inputs import (
     like_source,
     match,
     noise,
-    octaves,
     optimise_input,
-    random_crop,
     total_variation,
 )
 from reptrans.models import build
@@ -142,10 +140,10 @@ def test_the_prior_is_added(net):
     assert smooth.rows["loss"].item() == smooth.rows["relative_error"].item()
 
 
-def test_only_crops_move_under_descent(net):
-    moving = Pixels(start(size=14))
+def test_only_what_a_transform_leaves_moves_under_descent(net):
+    moving, crop = Pixels(start(size=14)), lambda images, generator: images[..., 1:13, 2:14]
     found = optimise_input(
-        class_logit(net, 0), moving, prior=(), transforms=(random_crop(12),), steps=1, optimiser=torch.optim.SGD, lr=1.0
+        class_logit(net, 0), moving, prior=(), transforms=(crop,), steps=1, optimiser=torch.optim.SGD, lr=1.0
     )
     moved = (found.images != start(size=14)).any(1)[0]
     assert moved.any(1).sum() == 12 and moved.any(0).sum() == 12
@@ -211,20 +209,6 @@ def test_lbfgs_takes_one_image(net):
     assert found.rows["relative_error"].item() < 1e-3
     with pytest.raises(BadValue, match="one image at a time"):
         optimise_input(match(view, view(a)), Pixels(start(2)), optimiser=searching)
-
-
-def test_octaves_go_on_from_the_last_result(net):
-    sizes, seen = [12, 16], []
-
-    def objective(size: int) -> Objective:
-        seen.append(size)
-        return class_logit(net, 1)
-
-    small, large = octaves(objective, start(size=10), sizes, steps=2)
-    assert seen == sizes and small.images.shape[-1] == 12 and large.images.shape[-1] == 16
-    again = nn.functional.interpolate(small.images, (16, 16), mode="bilinear")
-    expected = optimise_input(class_logit(net, 1), Pixels(again), steps=2)
-    assert torch.allclose(large.images, expected.images)
 
 
 def test_the_sources_steps_by_hand(net):

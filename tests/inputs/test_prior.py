@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reptrans.errors import BadValue
-from reptrans.inputs import blur, jitter, linear, random_crop, range_penalty, total_variation
+from reptrans.inputs import blur, jitter, linear, range_penalty, total_variation
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -30,19 +30,6 @@ def test_jitter_shifts_and_mirrors():
     assert torch.equal(jitter(0)(images, generator()), images)
 
 
-def test_only_a_crop_moves():
-    images = torch.arange(36.0).view(1, 1, 6, 6).requires_grad_()
-    part = random_crop(4)(images, generator(1))
-    assert part.shape == (1, 1, 4, 4)
-    (moved,) = torch.autograd.grad(part.sum(), images)
-    assert torch.equal(images.detach()[moved > 0], part.detach().flatten())
-
-
-def test_crops_come_from_everywhere():
-    images = torch.arange(9.0).view(1, 1, 3, 3)
-    assert {random_crop(2)(images, generator(s))[0, 0, 0, 0].item() for s in range(60)} == {0.0, 1.0, 3.0, 4.0}
-
-
 @pytest.mark.parametrize(("sigma", "share"), [(2.4, 0.917), (1.5, 0.801), (0.4, 0.044)])
 def test_the_blur_is_gaussian(sigma, share):
     point = torch.zeros(1, 1, 7, 7, dtype=torch.float64)
@@ -65,7 +52,6 @@ def test_a_width_may_fall():
         (lambda: total_variation(-1.0), "weight is -1.0"),
         (lambda: range_penalty(float("nan")), "weight is nan"),
         (lambda: blur(1.0, kernel=4), "odd number"),
-        (lambda: random_crop(9)(torch.zeros(1, 1, 4, 4), generator()), "crops of 9 pixels from images of 4 x 4"),
     ],
 )
 def test_what_is_refused(make, words):

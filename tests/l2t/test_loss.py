@@ -20,7 +20,7 @@ def reference() -> dict:
 
 
 def matched(matching: Matching, source: dict, target: dict) -> tuple[torch.Tensor, dict]:
-    terms, figures = matching(Looked(torch.zeros(2, 10), target, None, source))
+    terms, figures, _ = matching(Looked(torch.zeros(2, 10), target, None, source))
     return terms["matching"], figures
 
 
@@ -201,19 +201,6 @@ def test_a_batch_of_one():
     assert both_sides(Matching(target, source, LAYERS, one.images), target, source, one).isfinite()
 
 
-def test_fixed_factors_scale_their_pairs():
-    target, source, one = network(0), network(1), batch()
-    pairs = LAYERS[:2]
-    whole, none = (Matching(target, source, pairs, one.images, fixed=fixed) for fixed in (None, {LAYERS[1]: 0.0}))
-    single = Matching(target, source, pairs[:1], one.images)
-    single.pairs.load_state_dict(
-        {n: v for n, v in whole.pairs.state_dict().items() if n.startswith("regressors.relu1")}
-    )
-    found = [both_sides(m, target, source, one).item() for m in (none, single)]
-    assert found[0] == pytest.approx(found[1], rel=1e-12)
-    assert matched(none, *sides(none, target, source, one)[1:])[1]["relu1 > relu2"] == 0
-
-
 @pytest.mark.parametrize(
     ("activation", "expected"),
     [("relu6", [6.0, 0.0]), ("relu", [9.0, 0.0]), ("relu-avg", [1 + 8 / 4, 0.0]), ("const", [0.6931471805599453] * 2)],
@@ -289,10 +276,6 @@ def test_vectors_match_vectors():
          "there is no activation 'elu'. Did you mean 'relu' or 'relu6'? Possible: relu6, relu, relu-avg, const"),
         ({"initial": "ones"}, UnknownName, "there is no initial 'ones'. Possible: zero, random"),
         ({"beta": -1.0}, BadValue, "beta is -1.0; it must be a number from 0 on."),
-        ({"fixed": {("x", "y"): 1.0}}, UnknownName,
-         "fixed names the pair ('x', 'y'), which is none. Possible: ('relu1', 'relu1')"),
-        ({"fixed": {LAYERS[0]: -1.0}}, BadValue,
-         "fixed gives the pair ('relu1', 'relu1') the factor -1.0; it must be a number from 0 on."),
     ],
 )  # fmt: skip
 def test_messages(changes, error, message):

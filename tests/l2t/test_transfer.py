@@ -59,17 +59,17 @@ def test_outer_steps_are_those_of_the_authors(T):
     target, transfer, state, one = toy(T)
     expected, met = state["T"][T], []
 
-    def after_step(given, optimiser):
+    def after_step(given, optimiser, due):
         want = expected[len(met)]
         if "theta_after_total_step" in want:
             for name, value in target.named_parameters():
                 torch.testing.assert_close(value.detach(), want["theta_after_total_step"][f"t.{name}"], **EXACT)
-        prepared, weights = transfer.matching.last
+        prepared, weights = due
         found = transfer.probe(given, optimiser, prepared, list(weights.values()))
         for name, value in want.get("theta_unrolled", {}).items():
             if name.startswith("t.") and f"target.{name[2:]}" in found.theta:
                 torch.testing.assert_close(found.theta[f"target.{name[2:]}"], value, **EXACT)
-        met.append(transfer.after_step(given, optimiser)["outer_loss"].item())
+        met.append(transfer.after_step(given, optimiser, due)["outer_loss"].item())
         assert met[-1] == pytest.approx(want["outer_loss"], rel=1e-9)
         assert [loss.item() for loss in found.losses] == pytest.approx(want["match_losses"][1:], rel=1e-9)
         for kind, layers in (("f", transfer.matching.weights.f), ("g", transfer.matching.weights.g)):
@@ -81,10 +81,10 @@ def test_outer_steps_are_those_of_the_authors(T):
         return {}
 
     def objective(given, progress):
-        terms, figures = transfer(given, progress)
+        terms, figures, due = transfer(given, progress)
         total = sum(terms.values()).item()
         assert total == pytest.approx(expected[len(met)]["total_loss"], rel=1e-9)
-        return terms, figures
+        return terms, figures, due
 
     settings = plan(lr=state["lr"], momentum=state["momentum"], weight_decay=state["weight_decay"])
     fit(
@@ -127,7 +127,7 @@ def test_the_probe_leaves_everything_but_f_and_g_alone(dropout):
     optimiser = torch.optim.SGD(transfer.trained(), lr=0.05, momentum=0.9)
     target.train()
     one = batch()
-    terms, _ = transfer(one)
+    terms, _, due = transfer(one)
     sum(terms.values()).backward(inputs=transfer.trained())
     optimiser.step()
     optimiser.zero_grad()
@@ -138,7 +138,7 @@ def test_the_probe_leaves_everything_but_f_and_g_alone(dropout):
 
     before, phi = all_of_it(), [p.detach().clone() for p in transfer.matching.weights.parameters()]
     random, modes = torch.get_rng_state(), [m.training for m in target.modules()]
-    assert transfer.after_step(one, optimiser)["outer_loss"].isfinite()
+    assert transfer.after_step(one, optimiser, due)["outer_loss"].isfinite()
     assert all(torch.equal(a, b) for a, b in zip(before, all_of_it(), strict=True))
     assert torch.equal(random, torch.get_rng_state()) and modes == [m.training for m in target.modules()]
     assert all(m.track_running_stats for m in target.modules() if isinstance(m, nn.BatchNorm2d))
@@ -195,8 +195,8 @@ def test_when_a_probe_is_due(meta, due):
     _, transfer = made(meta)
     rows, probed = [], []
 
-    def after_step(one, optimiser):
-        probed.append(bool(transfer.after_step(one, optimiser)))
+    def after_step(one, optimiser, due):
+        probed.append(bool(transfer.after_step(one, optimiser, due)))
         return {}
 
     fit(
@@ -252,10 +252,10 @@ def test_divergence_in_the_probe_names_pair_step_and_learning_rate():
     target, transfer = made(pairs=LAYERS[:2])
     with pytest.raises(Diverged) as error:
 
-        def after_step(one, optimiser):
+        def after_step(one, optimiser, due):
             with torch.no_grad():
                 transfer.matching.pairs.regressors["relu2"].bias.fill_(math.inf)
-            return transfer.after_step(one, optimiser)
+            return transfer.after_step(one, optimiser, due)
 
         fit(
             transfer,
@@ -276,7 +276,7 @@ def test_attention_transfer_by_hand():
     part = AttentionTransfer(target, source, [("relu1", "relu2")], one.images, weight=3.0)
     transfer = Transfer(target, source, [part], example=one.images)
     target.eval()
-    terms, _ = transfer(one)
+    terms, *_ = transfer(one)
     with torch.no_grad():
         s, t = (
             look(net.eval(), [layer], one.images, True)[1][layer]
@@ -292,6 +292,16 @@ def test_attention_transfer_by_hand():
     )
 
 
+@pytest.mark.parametrize("pair", [("relu1", "relu3"), ("relu3", "relu1")])
+def test_attention_is_compared_at_the_smaller_side(pair):
+    net, one = network(0).eval(), batch()
+    part = AttentionTransfer(net, net, [pair], one.images)
+    found = Transfer(net, net, [part], example=one.images)(one)[0]["attention"].item()
+    maps = [nn.functional.adaptive_avg_pool2d(look(net, [name], one.images)[1][name], 2) for name in pair]
+    s, t = (nn.functional.normalize(x.square().sum(1).flatten(1)) for x in maps)
+    assert found == pytest.approx((s - t).square().sum(1).mean().item(), rel=1e-12)
+
+
 def test_answers_by_hand_and_zero_where_they_agree():
     target, source, one = network(0), network(1, 4, classes=3), batch()
     part = Answers(target, source, one.images, weight=2.0, temperature=2.0)
@@ -301,7 +311,7 @@ def test_answers_by_hand_and_zero_where_they_agree():
         p = (source.eval()(one.images) / 2).log_softmax(1)
         features = nn.Sequential(*list(target.children())[:-1])(one.images)
         q = (part.head(features) / 2).log_softmax(1)
-    terms, _ = Transfer(target, source, [part], example=one.images)(one)
+    terms, *_ = Transfer(target, source, [part], example=one.images)(one)
     expected = 2 * 4 * (p.exp() * (p - q)).sum(1).mean()
     assert terms["answers"].item() == pytest.approx(expected.item(), rel=1e-10)
     itself = Answers(target, target, one.images)

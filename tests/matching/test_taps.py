@@ -104,6 +104,14 @@ def test_what_cannot_be_tapped_is_said(net, tap, error, words):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
+def test_a_step_does_not_read_the_names_of_all_layers(net, monkeypatch):
+    taps = ["first", "relu:in", "out"]
+    expected = tapped(net, IMAGES, None, taps)
+    monkeypatch.setattr(nn.Module, "named_modules", None)
+    found = tapped(net, IMAGES, None, taps)
+    assert all(torch.equal(found[tap], expected[tap]) for tap in taps)
+
+
 def test_gradients_by_the_label_need_labels(net):
     with pytest.raises(BadValue, match="needs the images' labels"):
         tapped(net, IMAGES, None, ["grad:loss"])

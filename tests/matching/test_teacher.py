@@ -110,7 +110,7 @@ def test_over_all_gives_every_image_in_order_without_augmentation(digits, net):
 
 def test_a_mode_or_tap_that_is_not_there_is_said(digits, net):
     teacher, batch = Teacher(net, loader(digits)), next(iter(loader(digits)))
-    with pytest.raises(BadValue, match="the teacher's mode is 'train'; possible: eval, batch"):
+    with pytest.raises(BadValue, match="the teacher's mode is 'train'. Possible: eval, batch"):
         teacher.values(batch, ["out"], "train")
     with pytest.raises(LayerNotFound, match="has no layer 'relu9'"):
         teacher.values(batch, ["relu9"])

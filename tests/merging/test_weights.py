@@ -9,6 +9,7 @@ from torch import nn
 
 from reptrans.errors import BadData, BadValue, ShapeMismatch, UnknownName
 from reptrans.merging import (
+    align,
     aligned,
     barrier,
     interpolated,
@@ -71,6 +72,17 @@ def test_aligned_is_the_same_function(by):
     found = aligned(a, b, IMAGES, by)
     assert torch.allclose(found(IMAGES), b(IMAGES), rtol=0, atol=1e-10)
     assert equal(found, b) == (by == "none")
+
+
+def test_activations_are_seen_a_few_images_at_a_time(monkeypatch):
+    """The alignment is that of all images at once, and no pass sees more images than fit."""
+    a, b, seen = network(seed=0), network(seed=1), []
+    whole = aligned(a, b, IMAGES, "activations")
+    read = align._read
+    monkeypatch.setattr(align, "_read", lambda units, images: seen.append(len(images)) or read(units, images))
+    monkeypatch.setattr(align, "_AT_ONCE", 15 * IMAGES[0].numel())
+    assert equal(whole, aligned(a, b, IMAGES, "activations"))
+    assert seen == [15, 15, 15, 15, 10, 10]
 
 
 def test_weight_alignment_brings_weights_nearer_than_any_single_exchange():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reptrans.errors import BadData, BadValue
-from reptrans.reid import Pairs, People, stick_figures
+from reptrans.reid import Pairs, People, pose_maps, stick_figures
 
 PEOPLE = stick_figures(8, 6, 3, height=16).train
 
@@ -50,6 +50,14 @@ def test_batches_hold_what_was_chosen():
     peaks = batch.maps[0].flatten(1).argmax(1)
     near = PEOPLE.landmarks[target[0, 0]].round().long()
     assert (peaks // 8 - near[:, 0]).abs().max() <= 1 and (peaks % 8 - near[:, 1]).abs().max() <= 1
+
+
+def test_pose_maps_are_made_batch_by_batch_and_none_is_kept():
+    pairs = Pairs(PEOPLE, 10, sigma=1.0)
+    target, batch = pairs.choose(0)[0][3], next(iter(pairs))
+    assert torch.equal(batch.maps, pose_maps(PEOPLE.landmarks, PEOPLE.size, 1.0)[target.flatten()])
+    kept = [value.numel() for value in vars(pairs).values() if isinstance(value, torch.Tensor)]
+    assert max(kept) == PEOPLE.images.numel() < batch.maps.numel() / 20 * len(PEOPLE)
 
 
 def test_the_same_seed_and_epoch_give_the_same_pairs():
@@ -108,3 +116,5 @@ def test_bad_numbers_are_refused():
         Pairs(PEOPLE, 1)
     with pytest.raises(BadValue, match="negatives is -1"):
         Pairs(PEOPLE, 4, negatives=-1)
+    with pytest.raises(BadValue, match="sigma is 0; it must be a number above 0 .pixels."):
+        Pairs(PEOPLE, 4, sigma=0)

@@ -132,7 +132,7 @@ def test_rates_go_down_linearly_after_the_first_epochs():
     assert rows["rate"].tolist() == pytest.approx(shares)
     optimisers = internal.Optimisers(networks(), stage())
     optimisers.set_share(0.5)
-    found = [group["lr"] for each in optimisers._each().values() for group in each.param_groups]
+    found = [group["lr"] for each in optimisers.values() for group in each.param_groups]
     assert found == pytest.approx([0.5 * rate for rate in RATES])
 
 

@@ -3,50 +3,52 @@
 Each is a function from a `Pair` to a `Method`. A new method is a line here, its file and its test.
 """
 
-from reptrans.distillation.methods.attention import at, at_gradient
-from reptrans.distillation.methods.boundaries import ab
-from reptrans.distillation.methods.congruence import cc
-from reptrans.distillation.methods.dominant import dk2
-from reptrans.distillation.methods.factor import ft
-from reptrans.distillation.methods.feed import feed
-from reptrans.distillation.methods.fitnets import fitnets
-from reptrans.distillation.methods.flow import fsp
-from reptrans.distillation.methods.information import vid
-from reptrans.distillation.methods.jacobian import jacobian
-from reptrans.distillation.methods.kd import kd, plain
-from reptrans.distillation.methods.layers import lsl
-from reptrans.distillation.methods.locality import lp
-from reptrans.distillation.methods.overhaul import ofd
-from reptrans.distillation.methods.probabilistic import pkt
-from reptrans.distillation.methods.relations import rkd
-from reptrans.distillation.methods.selectivity import nst
-from reptrans.distillation.methods.similarity import sp
-from reptrans.distillation.methods.stagewise import sskd
+from reptrans.distillation.methods import (
+    attention,
+    boundaries,
+    congruence,
+    dominant,
+    factor,
+    feed,
+    fitnets,
+    flow,
+    information,
+    jacobian,
+    kd,
+    layers,
+    locality,
+    overhaul,
+    probabilistic,
+    relations,
+    selectivity,
+    similarity,
+    stagewise,
+)
 from reptrans.matching import Table
 
 METHODS = Table(
     "method of distillation",
     {
-        "plain": plain,
-        "kd": kd,
-        "ofd": ofd,
-        "sskd": sskd,
-        "lp": lp,
-        "nst": nst,
-        "fitnets": fitnets,
-        "at": at,
-        "at_gradient": at_gradient,
-        "ft": ft,
-        "lsl": lsl,
-        "fsp": fsp,
-        "pkt": pkt,
-        "ab": ab,
-        "jacobian": jacobian,
-        "dk2": dk2,
-        "feed": feed,
-        "sp": sp,
-        "rkd": rkd,
-        "cc": cc,
-        "vid": vid,
+        "plain": kd.plain,
+        "kd": kd.kd,
+        "ofd": overhaul.ofd,
+        "sskd": stagewise.sskd,
+        "lp": locality.lp,
+        "nst": selectivity.nst,
+        "fitnets": fitnets.fitnets,
+        "at": attention.at,
+        "at_gradient": attention.at_gradient,
+        "ft": factor.ft,
+        "lsl": layers.lsl,
+        "fsp": flow.fsp,
+        "pkt": probabilistic.pkt,
+        "ab": boundaries.ab,
+        "jacobian": jacobian.jacobian,
+        "dk2": dominant.dk2,
+        "feed": feed.feed,
+        "sp": similarity.sp,
+        "rkd": relations.rkd,
+        "cc": congruence.cc,
+        "vid": information.vid,
     },
 )

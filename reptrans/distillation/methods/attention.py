@@ -13,12 +13,9 @@ Common errors: a plus between the two maps; p = 1 without the absolute value; J 
 mean of the cross-entropy brings in.
 """
 
-import torch
-from torch import Tensor
-
 from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.distillation.methods.kd import kd
-from reptrans.errors import UnknownName, suggest
+from reptrans.errors import choose
 from reptrans.matching import CrossEntropy, Match, attention, mean_squares, norm_l2
 
 BETA = {"paper": 2.0, "authors": 1000.0}
@@ -32,9 +29,8 @@ def at(
 
     Raises UnknownName for `like`.
     """
-    if like not in BETA:
-        raise UnknownName(f"there is no variant {like!r} of attention transfer. {suggest(like, BETA)}")
-    beta = BETA[like] if beta is None else beta
+    usual = choose(like, BETA, "there is no variant {} of attention transfer")
+    beta = usual if beta is None else beta
     distance, weight = (norm_l2, beta / 2) if like == "paper" else (mean_squares, beta)
     transform = attention(power, reduce)
     matches = [Match(t, s, distance, transform, transform, weight, resize=True) for t, s in pair.groups]
@@ -46,14 +42,3 @@ def at_gradient(pair: Pair, *, beta: float = 2.0) -> Method:
     """The gradient-based method; every step differentiates the student twice."""
     match = Match("grad:loss", "grad:loss", norm_l2, weight=beta / 2)
     return Method("at_gradient", [Stage([CrossEntropy(), match])], entry=8)
-
-
-def symmetry_penalty(gradient: Tensor, of_flipped: Tensor) -> Tensor:
-    """||J(x) - flip(J(flip(x)))||_2 of each image, mean over images: how far the gradient is from mirror symmetry.
-
-    `gradient` J(x) and `of_flipped` J(flip(x)), both (n, c, h, w), of the image and its mirror image. The paper's
-    regulariser for a single network; both arguments keep their graph.
-    """
-    squares = (gradient - of_flipped.flip(-1)).square().flatten(1).sum(1)
-    zero = squares == 0
-    return torch.where(zero, squares, torch.where(zero, 1.0, squares).sqrt()).mean()

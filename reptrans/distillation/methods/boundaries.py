@@ -12,18 +12,13 @@ Common errors: the sign of the gradient, -dL/ds = 2 (mu - s) where t > 0 and s <
 s > -mu, else 0; a dot product for the elementwise o; t = 0 taken as active.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.distillation.methods.kd import logits
-from reptrans.errors import BadValue, UnknownName, suggest
-from reptrans.matching import CrossEntropy, Match, conv1x1_bn, if_needed
-from reptrans.matching.distances import per_image, same_shape
-
-_THEN = ("kd", "task")
+from reptrans.errors import choose
+from reptrans.matching import CrossEntropy, Distance, Match, above_0, conv1x1_bn, if_needed, per_image, same_shape
 
 
 def ab(
@@ -32,24 +27,22 @@ def ab(
 ) -> Method:  # fmt: skip
     """The method; `share` of the epochs goes to stage 1, `mode` is the teacher's in it, and `then` ("kd" or "task")
     what stage 2 minimises: Tian et al. 2020 take mode="eval", then="task". Raises BadValue, UnknownName."""
-    if then not in _THEN:
-        raise UnknownName(f"there is no second stage {then!r} of ab. {suggest(then, _THEN)}")
     matches = [
         Match(t, s, boundary(margin), active, if_needed(conv1x1_bn()), scale / 2**k, resize=True)
         for k, (t, s) in enumerate(reversed(pair.before))
     ]
-    second = CrossEntropy() if then == "task" else logits(temperature)
+    seconds = {"kd": logits(temperature), "task": CrossEntropy()}
+    second = choose(then, seconds, "there is no second stage {} of ab")
     first = Stage(matches[::-1], "reached", share, teacher=mode)
     return Method("ab", [first, Stage([second], share=1 - share)], entry=13, zero=False)
 
 
-def boundary(margin: float = 1.0) -> Callable[[Tensor, Tensor], Tensor]:
+def boundary(margin: float = 1.0) -> Distance:
     """L_AB of one layer, summed inside an image, mean over images; from 0 on. Of the teacher, only t > 0 matters.
 
     0 where s >= margin at active and s <= -margin at other places. Raises BadValue for a margin that is not above 0.
     """
-    if not margin > 0:
-        raise BadValue(f"margin is {margin!r}; it must be a number above 0.")
+    above_0(margin=margin)
 
     def distance(teacher: Tensor, student: Tensor) -> Tensor:
         short = margin - torch.where(same_shape(teacher, student) > 0, student, -student)
@@ -65,8 +58,3 @@ def active(x: Tensor) -> Tensor:
 
 
 active.label = "sign"
-
-
-def sign_agreement(teacher: Tensor, student: Tensor) -> Tensor:
-    """The share of places, in [0, 1], where both are active or neither is; equal shapes (n, ...)."""
-    return ((same_shape(teacher, student) > 0) == (student > 0)).float().mean()

@@ -18,18 +18,15 @@ from torch import Tensor, nn
 
 from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.distillation.methods.kd import kd
-from reptrans.errors import BadValue, UnknownName, suggest
+from reptrans.errors import BadValue, choose
 from reptrans.matching import CrossEntropy, Match, conv1x1, if_needed, soft_cross_entropy
-
-_FROM = ("teacher", "student")
 
 
 def dk2(
     pair: Pair, *, student_from: str = "teacher", temperature: float = 1.0, share: float = 0.5, with_kd: bool = False
 ) -> Method:
     """The method; `student_from` says of whose copy the convolutions become dominant layers. Raises UnknownName."""
-    if student_from not in _FROM:
-        raise UnknownName(f"there is no student from {student_from!r}. {suggest(student_from, _FROM)}")
+    choose(student_from, ("teacher", "student"), "there is no student from {}")
     of_teacher = student_from == "teacher"
     taps = [(t, t) for t in pair.of_teacher.groups] if of_teacher else pair.groups
     distance = soft_cross_entropy(temperature)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reptrans.errors import BadValue, ShapeMismatch, suggest
+from reptrans.errors import BadValue, ShapeMismatch, choose
+from reptrans.matching import per_image
 from reptrans.randomness import drawing
 
 # Its line in the table of all methods, for it is none of a pair of classifiers.
@@ -62,10 +63,8 @@ def hint_loss(student: Tensor, teacher: Tensor, norm: str = "l2") -> Tensor:
     `student`: (n, c, h, w), after `hint_connector`. No gradient reaches the teacher. Raises ShapeMismatch, BadValue.
     """
     _refuse_different(student=student, teacher=teacher)
-    if norm not in ("l2", "l1"):
-        raise BadValue(f"there is no norm {norm!r}. {suggest(norm, ('l2', 'l1'))}")
-    difference = student - teacher.detach()
-    return (difference.square() if norm == "l2" else difference.abs()).flatten(1).sum(1).mean()
+    size = choose(norm, {"l2": Tensor.square, "l1": Tensor.abs}, "there is no norm {}", BadValue)
+    return per_image(size(student - teacher.detach()))
 
 
 def hint_connector(student: int, teacher: int, seed: int = 0) -> nn.Conv2d:

@@ -14,15 +14,11 @@ Common errors: channels squared and averaged first, which is attention transfer 
 every position or channel; a paraphraser that goes on moving in stage 2.
 """
 
-from collections.abc import Callable
-
-import torch
 from torch import Tensor, nn
 
 from reptrans.distillation.method import Method, Pair, Stage
-from reptrans.errors import BadValue, UnknownName, suggest
-from reptrans.matching import CrossEntropy, Learned, Match, Seen, unit
-from reptrans.matching.distances import same_shape
+from reptrans.errors import BadValue, choose
+from reptrans.matching import CrossEntropy, Distance, Learned, Match, Seen, root, same_shape, unit
 
 BETA = {"paper": 1.0, "authors": 500.0}
 
@@ -41,14 +37,13 @@ def ft(
     return Method("ft", stages, entry=9, scale_free=True)
 
 
-def factor_distance(p: float = 1, like: str = "authors") -> Callable[[Tensor, Tensor], Tensor]:
+def factor_distance(p: float = 1, like: str = "authors") -> Distance:
     """||n(F_T) - n(F_S)||_p of each image, mean over images; "authors": of |n(F_T) - n(F_S)|^p the mean over elements.
 
     (n, ...) of equal shapes. Unchanged when either is multiplied, image by image, by a positive number; a factor of
     zeros gives zeros. Raises UnknownName; BadValue for p below 1; ShapeMismatch.
     """
-    if like not in BETA:
-        raise UnknownName(f"there is no variant {like!r} of factor transfer. {suggest(like, BETA)}")
+    choose(like, BETA, "there is no variant {} of factor transfer")
     if not p >= 1:
         raise BadValue(f"p is {p!r}; a norm needs a number from 1 on.")
 
@@ -56,9 +51,7 @@ def factor_distance(p: float = 1, like: str = "authors") -> Callable[[Tensor, Te
         powers = (unit(same_shape(teacher, student)) - unit(student)).abs().pow(p)
         if like == "authors":
             return powers.mean()
-        total = powers.sum(1)
-        zero = total == 0  # where there is no derivative, and 0 is taken
-        return torch.where(zero, total, torch.where(zero, 1.0, total).pow(1 / p)).mean()
+        return root(powers.sum(1), lambda total: total.pow(1 / p)).mean()
 
     distance.label = f"L{p:g} of unit vectors" + (", mean" if like == "authors" else "")
     return distance
@@ -101,7 +94,7 @@ def encoder(c: int, k: int) -> nn.Sequential:
     return _three(nn.Conv2d, (c, c, k, k))
 
 
-def reconstruction(like: str = "authors") -> Callable[[Tensor, Tensor], Tensor]:
+def reconstruction(like: str = "authors") -> Distance:
     """|x - P(x)| ("authors") or its square ("paper"), averaged over elements; x - P(x) is the first argument."""
 
     def distance(residual: Tensor, student: Tensor) -> Tensor:

@@ -16,17 +16,14 @@ from torch import nn
 
 from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.distillation.methods.kd import logits
-from reptrans.errors import ShapeMismatch, UnknownName, suggest
+from reptrans.errors import ShapeMismatch, choose
 from reptrans.matching import CrossEntropy, Learned, Match, Seen, conv1x1_bn, half_l2, mean_squares, same_activation
-
-_LIKE = ("paper", "joint")
 
 
 def fitnets(pair: Pair, *, like: str = "paper", share: float = 0.3, temperature: float = 3.0) -> Method:
     """The method; `share` of the epochs goes to stage 1. Raises UnknownName; ShapeMismatch for a student's map that is
     smaller than the hint."""
-    if like not in _LIKE:
-        raise UnknownName(f"there is no variant {like!r} of fitnets. {suggest(like, _LIKE)}")
+    choose(like, ("paper", "joint"), "there is no variant {} of fitnets")
     teacher, student = pair.groups[(len(pair.groups) - 1) // 2]
     if like == "joint":
         match = Match(teacher, student, mean_squares, student_transform=conv1x1_bn(), weight=100.0, resize=True)

@@ -20,21 +20,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reptrans.distillation.method import Method, Pair, Stage
-from reptrans.errors import BadValue, UnknownName, suggest
-from reptrans.matching import CrossEntropy, Learned, Match, Seen, affine
-from reptrans.matching.distances import per_image, same_shape
+from reptrans.errors import BadValue, choose
+from reptrans.matching import CrossEntropy, Learned, Match, Seen, affine, per_image, same_shape
 
 _LEAST = 1e-5
 
 
 def vid(pair: Pair, *, like: str = "authors", weight: float = 1.0, variance: float = 5.0) -> Method:
     """The method, `weight` being every lambda_k, `variance` where sigma^2 starts. Raises UnknownName, BadValue."""
-    distances = {"authors": mean_surprise, "paper": surprise}
-    if like not in distances:
-        raise UnknownName(f"there is no variant {like!r} of vid. {suggest(like, distances)}")
+    distance = choose(like, {"authors": mean_surprise, "paper": surprise}, "there is no variant {} of vid")
     matches = [
-        Match(t, s, distances[like], student_transform=predicted(variance), weight=weight, resize=True)
-        for t, s in pair.groups
+        Match(t, s, distance, student_transform=predicted(variance), weight=weight, resize=True) for t, s in pair.groups
     ]
     return Method("vid", [Stage([CrossEntropy(), *matches])], zero=False)
 
@@ -43,7 +39,13 @@ def predicted(variance: float = 5.0) -> Learned:
     """The connector: a `Prediction` of the target's channels. Raises BadValue for a variance up to 1e-5."""
     if not variance > _LEAST:
         raise BadValue(f"variance is {variance!r}; it must be a number above {_LEAST:g}.")
-    return Learned(lambda seen: _prediction(seen, variance), "mean and variance")
+
+    def make(seen: Seen) -> nn.Module:
+        outputs = seen.target.shape[1]
+        first, second, third = (affine(x, outputs, bias=False) for x in (seen.student[0], seen.target, seen.target))
+        return Prediction(nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third), outputs, variance)
+
+    return Learned(make, "mean and variance")
 
 
 class Prediction(nn.Module):
@@ -70,13 +72,6 @@ def surprise(teacher: Tensor, student: tuple[Tensor, Tensor]) -> Tensor:
 def mean_surprise(teacher: Tensor, student: tuple[Tensor, Tensor]) -> Tensor:
     """The same divided by the number of elements of an image's features."""
     return surprise(teacher, student) / teacher[0].numel()
-
-
-def _prediction(seen: Seen, variance: float) -> Prediction:
-    outputs = seen.target.shape[1]
-    widths = [seen.student[0], seen.target, seen.target]
-    first, second, third = (affine(x, outputs, bias=False) for x in widths)
-    return Prediction(nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third), outputs, variance)
 
 
 surprise.label, mean_surprise.label = "-ln q(t | s)", "-ln q(t | s) / (c h w)"

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.errors import BadValue, ShapeMismatch
-from reptrans.matching import CrossEntropy, Learned, Match, Seen, Teacher, norm_l2, unit
+from reptrans.matching import CrossEntropy, Learned, Match, Seen, Teacher, norm_l2, unit, whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,8 +35,7 @@ def lsl(pair: Pair, *, pairs: int = 2, dimension: int = 64, weight: float = 1.0,
 
     `seed`: of the teacher's projections. Raises BadValue, where a network has fewer rectified layers.
     """
-    if type(dimension) is not int or dimension < 1:
-        raise BadValue(f"dimension is {dimension!r}; it must be a whole number from 1.")
+    whole(dimension=dimension)
     matches = [
         Match(t, s, norm_l2, fixed_projection(dimension, seed + k), trained_projection(dimension), weight)
         for k, (t, s) in enumerate(selected_pairs(pair, pairs))

@@ -13,15 +13,12 @@ Common errors: exp(+d^2), with which the farthest weighs most; neighbours in the
 the graph (`.item()`), so that no gradient flows.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.errors import BadValue
-from reptrans.matching import CrossEntropy, Match
-from reptrans.matching.distances import same_shape
+from reptrans.matching import CrossEntropy, Match, Transform, above_0, same_shape, whole
 from reptrans.similarity.cka import squared_distances
 
 
@@ -31,15 +28,14 @@ def lp(pair: Pair, *, neighbours: int = 5, sigma: float | None = None, weight: f
     return Method("lp", [Stage([CrossEntropy(), match])], entry=4, zero=False)
 
 
-def neighbour_weights(neighbours: int = 5, sigma: float | None = None) -> Callable[[Tensor], Tensor]:
+def neighbour_weights(neighbours: int = 5, sigma: float | None = None) -> Transform:
     """Features (m, ...) -> a (m, m), row i with as many entries above 0 as `neighbours`, each at most 1.
 
     `sigma` > 0 in the features' units, None for the batch's own. Raises BadValue.
     """
-    if type(neighbours) is not int or neighbours < 1:
-        raise BadValue(f"neighbours is {neighbours!r}; it must be a whole number from 1.")
-    if sigma is not None and not sigma > 0:
-        raise BadValue(f"sigma is {sigma!r}; it must be a number above 0, or None for the batch's own width.")
+    whole(neighbours=neighbours)
+    if sigma is not None:
+        above_0(", or None for the batch's own width", sigma=sigma)
 
     def transform(x: Tensor) -> Tensor:
         if len(x) <= neighbours:

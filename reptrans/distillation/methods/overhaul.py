@@ -22,8 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.layers.trace import trace
-from reptrans.matching import CrossEntropy, Learned, Match, Seen, conv1x1_bn
-from reptrans.matching.distances import per_image, same_shape
+from reptrans.matching import CrossEntropy, Learned, Match, Seen, conv1x1_bn, per_image, same_shape
 
 
 def ofd(pair: Pair, *, alpha: float = 1e-3, mode: str = "batch") -> Method:
@@ -53,8 +52,8 @@ def margin_relu(net: nn.Module, tap: str) -> Learned:
     """
     norm = norm_at(net, tap)
     if norm is None:
-        return Learned(lambda seen: MarginReLU(margin_of(_first(seen))), "margin ReLU (from data)")
-    return Learned(lambda seen: MarginReLU(_margin_after(norm, seen)), "margin ReLU")
+        return Learned(_from_data, "margin ReLU (from data)")
+    return Learned(lambda seen: MarginReLU(_margin_after(norm, seen.teacher[0])), "margin ReLU")
 
 
 class MarginReLU(nn.Module):
@@ -104,12 +103,11 @@ def norm_at(net: nn.Module, tap: str) -> nn.Module | None:
     return found if isinstance(found, _BatchNorm) else None
 
 
-def _margin_after(norm: nn.Module, seen: Seen) -> Tensor:
-    if norm.weight is None:
-        one = seen.teacher[0].new_ones(norm.num_features)
-        return normal_margin(one, 0 * one)
-    return normal_margin(norm.weight.detach(), norm.bias.detach())
+def _margin_after(norm: nn.Module, like: Tensor) -> Tensor:
+    one = like.new_ones(norm.num_features)
+    scale, shift = (one, 0 * one) if norm.weight is None else (norm.weight.detach(), norm.bias.detach())
+    return normal_margin(scale, shift)
 
 
-def _first(seen: Seen) -> Iterable[Tensor]:
-    return (values[0] for values in seen.teacher_values())
+def _from_data(seen: Seen) -> MarginReLU:
+    return MarginReLU(margin_of(values for (values,) in seen.teacher_values()))

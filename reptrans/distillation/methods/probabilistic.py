@@ -15,21 +15,18 @@ Common errors: self-pairs, of which two images show it (their code gives more th
 argument; cos / 2 + 1.
 """
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from reptrans.distillation.method import Method, Pair, Stage
-from reptrans.errors import BadValue, UnknownName, suggest
-from reptrans.matching import CrossEntropy, Match, unit
-from reptrans.matching.distances import same_shape
+from reptrans.errors import choose
+from reptrans.matching import CrossEntropy, Match, Transform, above_0, same_shape, unit
 from reptrans.similarity.cka import squared_distances
 
 WEIGHTS = {"paper": 1.0, "authors": 30000.0}
-KERNELS = ("cosine", "gaussian")
-TASKS = ("none", "after", "joint")
 _LEAST = 1e-7
 
 
@@ -42,35 +39,31 @@ def pkt(
 
     Raises UnknownName for `kernel`, `like`, `task`; BadValue for sigma.
     """
-    if like not in WEIGHTS:
-        raise UnknownName(f"there is no variant {like!r} of pkt. {suggest(like, WEIGHTS)}")
-    if task not in TASKS:
-        raise UnknownName(f"pkt has no task {task!r}. {suggest(task, TASKS)}")
+    usual = choose(like, WEIGHTS, "there is no variant {} of pkt")
     transform = neighbours(kernel, sigma, itself=like == "authors")
     distance = divergence if like == "paper" else mean_divergence
-    match = Match(*pair.embedding, distance, transform, transform, WEIGHTS[like] if weight is None else weight)
+    match = Match(*pair.embedding, distance, transform, transform, usual if weight is None else weight)
     stages = {
         "none": [Stage([match], "reached")],
         "after": [Stage([match], "reached", share), Stage([CrossEntropy()], share=1 - share)],
         "joint": [Stage([CrossEntropy(), match])],
-    }[task]
+    }
+    stages = choose(task, stages, "pkt has no task {}")
     return Method("pkt", stages, entry=12, scale_free=kernel == "cosine" or sigma is None)
 
 
-def neighbours(
-    kernel: str = "cosine", sigma: float | None = None, *, itself: bool = False
-) -> Callable[[Tensor], Tensor]:
+def neighbours(kernel: str = "cosine", sigma: float | None = None, *, itself: bool = False) -> Transform:
     """Features (n, ...) -> ln p (n, n - 1): row j holds all i != j; with `itself` (n, n), i = j among them.
 
     `sigma` > 0 of the Gaussian kernel, in squared units of the features. Raises UnknownName, BadValue.
     """
-    if kernel not in KERNELS:
-        raise UnknownName(f"there is no kernel {kernel!r}. {suggest(kernel, KERNELS)}")
-    if sigma is not None and not sigma > 0:
-        raise BadValue(f"sigma is {sigma!r}; it must be a number above 0, or None for the batch's own width.")
+    kernels = {"cosine": _cosine, "gaussian": partial(_gaussian, sigma=sigma)}
+    log_kernel = choose(kernel, kernels, "there is no kernel {}")
+    if sigma is not None:
+        above_0(", or None for the batch's own width", sigma=sigma)
 
     def transform(x: Tensor) -> Tensor:
-        logs = _cosine(x) if kernel == "cosine" else _gaussian(x, sigma)
+        logs = log_kernel(x)
         return F.log_softmax(logs if itself else _others(logs), 1)
 
     transform.label = f"{kernel} neighbours"

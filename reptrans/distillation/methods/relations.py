@@ -10,13 +10,11 @@ are over all b^2 and b^3 tuples, of which those with an image twice have terms o
 Common errors: mu of the teacher for both networks; squared distances; a root at 0, whose gradient is not finite.
 """
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from reptrans.distillation.method import Method, Pair, Stage
-from reptrans.matching import CrossEntropy, Match
-from reptrans.matching.distances import same_shape
+from reptrans.matching import CrossEntropy, Match, root, same_shape
 
 
 def rkd(pair: Pair, *, distance: float = 25.0, angle: float = 50.0) -> Method:
@@ -28,7 +26,7 @@ def rkd(pair: Pair, *, distance: float = 25.0, angle: float = 50.0) -> Method:
 
 def distances(x: Tensor) -> Tensor:
     """psi, (b, b), of features (b, ...): their mean over distances above 0 is 1; all 0 if all features are the same."""
-    lengths = _norms(_differences(x)).squeeze(2)
+    lengths = root(_differences(x).square().sum(2))
     apart = lengths > 0
     mean = lengths.sum() / apart.sum().clamp_min(1)
     return lengths / mean.where(apart.any(), 1.0)
@@ -37,7 +35,7 @@ def distances(x: Tensor) -> Tensor:
 def angles(x: Tensor) -> Tensor:
     """cos, (b, b, b) in [-1, 1], of features (b, ...), the vertex first; 0 where two of the three are the same."""
     differences = _differences(x)
-    lengths = _norms(differences)
+    lengths = root(differences.square().sum(2, keepdim=True))
     directions = differences / lengths.where(lengths > 0, 1.0)
     return directions @ directions.mT
 
@@ -50,13 +48,6 @@ def huber(teacher: Tensor, student: Tensor) -> Tensor:
 def _differences(x: Tensor) -> Tensor:
     flat = x.flatten(1)
     return flat[None] - flat[:, None]
-
-
-def _norms(differences: Tensor) -> Tensor:
-    """Lengths (b, b, 1), with derivative 0 where they are 0."""
-    squares = differences.square().sum(2, keepdim=True)
-    zero = squares == 0
-    return torch.where(zero, squares, torch.where(zero, 1.0, squares).sqrt())
 
 
 huber.label, distances.label, angles.label = "Huber", "relative distances", "angles"

@@ -13,14 +13,12 @@ before it. Common errors: samples taken across channels in place of maps; the mi
 of the cross term; a bare norm, which a silent channel turns into NaN.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from reptrans.distillation.method import Method, Pair, Stage
-from reptrans.errors import ShapeMismatch, UnknownName, suggest
-from reptrans.matching import CrossEntropy, Match, unit_channels
+from reptrans.errors import ShapeMismatch, choose
+from reptrans.matching import CrossEntropy, Distance, Match, unit_channels
 
 WEIGHTS = {"linear": 50.0, "polynomial": 50.0, "gaussian": 100.0}
 
@@ -37,15 +35,14 @@ def nst(pair: Pair, *, kernel: str = "polynomial", weight: float | None = None, 
     return Method("nst", [Stage([CrossEntropy(), *matches])], entry=6, scale_free=True)
 
 
-def mmd(kernel: str = "polynomial", *, degree: int = 2, offset: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
+def mmd(kernel: str = "polynomial", *, degree: int = 2, offset: float = 0.0) -> Distance:
     """The biased squared MMD of two sets of samples (n, c_t, d) and (n, c_s, d), mean over images, at least 0.
 
     Matrix products of the samples give every kernel's values, so no tensor of c_t * c_s * d numbers is made; and for
     "linear", and "polynomial" with degree 2 and offset 0, which are distances of means and of second moments, sums that
     are squares and so never below 0 by rounding. Raises UnknownName, ShapeMismatch.
     """
-    if kernel not in WEIGHTS:
-        raise UnknownName(f"there is no kernel {kernel!r}. {suggest(kernel, WEIGHTS)}")
+    choose(kernel, WEIGHTS, "there is no kernel {}")
 
     def distance(teacher: Tensor, student: Tensor) -> Tensor:
         p, q = teacher.detach(), student
