@@ -22,10 +22,17 @@ from reptrans.l2t import Answers, AttentionTransfer, Matching, Transfer
 from reptrans.layers import end, front
 from reptrans.matching import Teacher
 from reptrans.merging import interpolated, task_vector, with_task_vectors
-from reptrans.merging.match import Matching as How
-from reptrans.merging.match import _Matched
+from reptrans.merging.fitting import Matching as How
+from reptrans.merging.fitting import _Matched
 from reptrans.models import build
-from reptrans.reid.networks import Generator, IdentityDiscriminator, PatchDiscriminator, Siamese, Verification, encoder
+from reptrans.reid.architectures import (
+    Generator,
+    IdentityDiscriminator,
+    PatchDiscriminator,
+    Siamese,
+    Verification,
+    encoder,
+)
 from reptrans.similarity import MEASURES, Moments, channel_blocks
 from reptrans.similarity.space import mutual_share, neighbour_agreement, permutation_baseline
 from reptrans.stitching import Stitch, StitchedNetwork

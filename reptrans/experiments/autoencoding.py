@@ -25,13 +25,13 @@ from reptrans.experiments.parameters import (
     Weight,
     named,
 )
+from reptrans.inputs.fronts import FastFront, as_built, calibrated, fast_front, ladder
 from reptrans.inputs.image import Fourier, Pixels, noise
-from reptrans.inputs.measures import aligned_mse, blurred_to, cosine_to_others, triviality, uniqueness_spread
-from reptrans.inputs.networks import FastFront, as_built, calibrated, fast_front, ladder
 from reptrans.inputs.objective import match
 from reptrans.inputs.optimise import Inversion, optimise_input
 from reptrans.inputs.pictures import crops, load_pictures
 from reptrans.inputs.prior import total_variation
+from reptrans.inputs.recovery import aligned_mse, blurred_to, cosine_to_others, triviality, uniqueness_spread
 from reptrans.models import build
 from reptrans.notebook import names, once, some_names
 from reptrans.progress import progress

@@ -30,7 +30,7 @@ from reptrans.experiments.parameters import (
 )
 from reptrans.l2t.baselines import METHODS, Answers, AttentionTransfer, Method, start_from
 from reptrans.l2t.matching import Matching, look
-from reptrans.l2t.pairs import Pair
+from reptrans.l2t.regressors import Pair
 from reptrans.l2t.subsets import of_classes, smaller
 from reptrans.l2t.transfer import Meta, Transfer
 from reptrans.l2t.weights import ACTIVATIONS

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from reptrans.data import Dataset
 from reptrans.errors import BadData, BadValue
 from reptrans.experiments.parameters import Count, Exact, NotNegative, Positive, Thousand, TrainingParameters, Weight
+from reptrans.inputs.fronts import FastFront, fast_front
 from reptrans.inputs.image import Pixels, noise
-from reptrans.inputs.measures import correlation
-from reptrans.inputs.networks import FastFront, fast_front
 from reptrans.inputs.objective import Objective, class_logit, match, value_and_gradient, weighted
 from reptrans.inputs.optimise import Inversion, optimise_input
 from reptrans.inputs.prior import range_penalty, total_variation
+from reptrans.inputs.recovery import correlation
 from reptrans.models import build
 from reptrans.notebook import names
 from reptrans.progress import progress

@@ -12,12 +12,12 @@ from reptrans.distillation.methods.fd_gan import WEIGHTS, Weights
 from reptrans.experiments.parameters import Count, Exact, NotNegative, Place, Positive, Weight
 from reptrans.progress import progress
 from reptrans.randomness import drawing
+from reptrans.reid.architectures import Encoder, Siamese, Verification, encoder
 from reptrans.reid.drawn import stick_figures
-from reptrans.reid.evaluation import find_again, pose_r2
+from reptrans.reid.loading import Pairs, landmarks_known
 from reptrans.reid.market import load_market
-from reptrans.reid.networks import Encoder, Siamese, Verification, encoder
-from reptrans.reid.pairs import Pairs, landmarks_known
 from reptrans.reid.people import People, Reid
+from reptrans.reid.scoring import find_again, pose_r2
 from reptrans.reid.stages import Parts, Rates, Stage, generated, parts, train_baseline, train_stage
 from reptrans.training import Plan
 

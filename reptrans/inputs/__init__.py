@@ -4,8 +4,13 @@
 priors. `autoencode` asks a ladder of layers how much of an image they keep.
 """
 
+from reptrans.inputs.fronts import FastFront, as_built, calibrated, fast_front, ladder
 from reptrans.inputs.image import Fourier, Pixels, noise
-from reptrans.inputs.measures import (
+from reptrans.inputs.objective import Objective, class_logit, match, weighted
+from reptrans.inputs.optimise import Inversion, optimise_input
+from reptrans.inputs.pictures import load_pictures, picture_grid
+from reptrans.inputs.prior import blur, jitter, like_source, linear, range_penalty, total_variation
+from reptrans.inputs.recovery import (
     aligned_mse,
     blurred_to,
     correlation,
@@ -17,11 +22,6 @@ from reptrans.inputs.measures import (
     triviality,
     uniqueness_spread,
 )
-from reptrans.inputs.networks import FastFront, as_built, calibrated, fast_front, ladder
-from reptrans.inputs.objective import Objective, class_logit, match, weighted
-from reptrans.inputs.optimise import Inversion, optimise_input
-from reptrans.inputs.pictures import load_pictures, picture_grid
-from reptrans.inputs.prior import blur, jitter, like_source, linear, range_penalty, total_variation
 from reptrans.moved import moved
 
 __all__ = [

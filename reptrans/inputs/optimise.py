@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from reptrans.errors import BadValue, Diverged, ShapeMismatch, check_whole
+from reptrans.inputs.fronts import frozen
 from reptrans.inputs.image import Fourier, Pixels, check_images
-from reptrans.inputs.measures import input_errors, mse, outside
-from reptrans.inputs.networks import frozen
 from reptrans.inputs.objective import Objective
 from reptrans.inputs.prior import Projection, Term, Transform, total_variation
+from reptrans.inputs.recovery import input_errors, mse, outside
 from reptrans.training.evaluation import keeping_random_state
 from reptrans.training.rounding import round_to_single
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from reptrans.errors import BadValue
 from reptrans.l2t.matching import Looked, both
-from reptrans.l2t.pairs import Pair
+from reptrans.l2t.regressors import Pair
 from reptrans.matching import Match, Table, attention, l2, softened_kl
 from reptrans.randomness import drawing
 from reptrans.training import evaluating

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from reptrans.errors import choose
-from reptrans.l2t.pairs import Maps, Pair, Pairs, as_maps
+from reptrans.l2t.regressors import Maps, Pair, Pairs, as_maps
 from reptrans.l2t.weights import Weights, dead
 from reptrans.layers import record
 from reptrans.training import evaluating

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reptrans.errors import BadValue, choose
-from reptrans.l2t.pairs import Pair, Pairs
+from reptrans.l2t.regressors import Pair, Pairs
 from reptrans.randomness import drawing
 
 ACTIVATIONS = ("relu6", "relu", "relu-avg", "const")

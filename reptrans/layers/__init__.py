@@ -7,6 +7,6 @@ is called more than once).
 from reptrans.layers.axes import channel_axes
 from reptrans.layers.cut import cuttable_layers, end, front
 from reptrans.layers.record import record
-from reptrans.layers.table import layer_table
+from reptrans.layers.sheet import layer_table
 
 __all__ = ["channel_axes", "cuttable_layers", "end", "front", "layer_table", "record"]

@@ -6,8 +6,8 @@
 from reptrans.matching.connectors import Learned, Seen, affine, conv1x1, conv1x1_bn, if_needed, same_activation
 
 # Types, and so without an entry in the reference.
-from reptrans.matching.distances import Distance as Distance
-from reptrans.matching.distances import (
+from reptrans.matching.discrepancies import Distance as Distance
+from reptrans.matching.discrepancies import (
     half_l2,
     l1,
     l2,
@@ -20,8 +20,8 @@ from reptrans.matching.distances import (
     softened_kl,
 )
 from reptrans.matching.match import CrossEntropy, Match, label, resized, term_names
+from reptrans.matching.named import Table, above_0, whole
 from reptrans.matching.positions import Positions, positions
-from reptrans.matching.table import Table, above_0, whole
 from reptrans.matching.taps import check_taps, tapped
 from reptrans.matching.teacher import Teacher
 from reptrans.matching.transforms import Transform as Transform

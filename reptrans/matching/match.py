@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reptrans.matching.connectors import Learned
-from reptrans.matching.distances import Distance
+from reptrans.matching.discrepancies import Distance
 from reptrans.matching.transforms import identity
 from reptrans.training import classification_loss
 

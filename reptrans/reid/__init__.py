@@ -3,10 +3,7 @@
 `reidentify` runs the whole experiment; the losses are in `reptrans.distillation.methods.fd_gan`.
 """
 
-from reptrans.reid.drawn import stick_figures
-from reptrans.reid.evaluation import codes_of, find_again, pose_r2, retrieval
-from reptrans.reid.market import load_market, read_landmarks
-from reptrans.reid.networks import (
+from reptrans.reid.architectures import (
     Encoder,
     Generator,
     IdentityDiscriminator,
@@ -15,8 +12,11 @@ from reptrans.reid.networks import (
     Verification,
     encoder,
 )
-from reptrans.reid.pairs import PairBatch, Pairs
+from reptrans.reid.drawn import stick_figures
+from reptrans.reid.loading import PairBatch, Pairs
+from reptrans.reid.market import load_market, read_landmarks
 from reptrans.reid.people import People, Reid, as_floats, pose_maps
+from reptrans.reid.scoring import codes_of, find_again, pose_r2, retrieval
 from reptrans.reid.stages import Parts, Rates, Stage, generated, parts, train_baseline, train_stage
 
 __all__ = [

@@ -12,8 +12,8 @@ from torchvision.transforms.functional import pil_to_tensor
 from reptrans.data.streamed import opened
 from reptrans.errors import BadData
 from reptrans.paths import expanded
-from reptrans.reid.evaluation import JUNK
 from reptrans.reid.people import People, Reid
+from reptrans.reid.scoring import JUNK
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 _NAME = re.compile(r"(-1|\d+)_c(\d+)(?:s\d+)?_.*\.(?:jpg|jpeg|png)", re.IGNORECASE)

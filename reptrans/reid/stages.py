@@ -13,8 +13,8 @@ from reptrans.distillation.methods import fd_gan
 from reptrans.errors import BadValue
 from reptrans.progress import progress
 from reptrans.randomness import drawing
-from reptrans.reid.networks import Generator, IdentityDiscriminator, PatchDiscriminator, Siamese
-from reptrans.reid.pairs import PairBatch, Pairs
+from reptrans.reid.architectures import Generator, IdentityDiscriminator, PatchDiscriminator, Siamese
+from reptrans.reid.loading import PairBatch, Pairs
 from reptrans.training import Plan, accuracy, evaluating, fit
 from reptrans.training.evaluation import keeping_modes
 from reptrans.training.resume import Keeper

@@ -24,7 +24,7 @@ from reptrans.paths import data_root, shown
 from reptrans.runs import Run, read_record
 from reptrans.sweeps import engines
 from reptrans.sweeps.attempt import Job, Outcome
-from reptrans.sweeps.drawing import draw
+from reptrans.sweeps.curves import draw
 from reptrans.sweeps.points import Grid, Point, points
 
 _TRIES = 3  # of a run whose process is killed

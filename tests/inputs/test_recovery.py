@@ -19,7 +19,7 @@ from reptrans.inputs import (
     triviality,
     uniqueness_spread,
 )
-from reptrans.inputs.measures import cosine_to_others
+from reptrans.inputs.recovery import cosine_to_others
 
 
 def uniform(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 
 from reptrans.errors import LayerNotFound, ShapeMismatch, UnknownName
 from reptrans.inputs import as_built, calibrated, fast_front, ladder
-from reptrans.inputs.networks import frozen
+from reptrans.inputs.fronts import frozen
 from reptrans.layers import front
 from reptrans.models import build
 from reptrans.training import evaluating

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reptrans.errors import ShapeMismatch
-from reptrans.matching.table import above_0
+from reptrans.matching.named import above_0
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
