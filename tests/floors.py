@@ -4,6 +4,8 @@ import ast
 from html import escape
 from pathlib import Path
 
+from readme_table import split
+
 ROOT = Path(__file__).resolve().parent.parent
 MODULE = ROOT / "reptrans"
 PAGE, PICTURE = ROOT / "book" / "architecture.md", ROOT / "book" / "_static" / "floors.svg"
@@ -126,16 +128,7 @@ def _reached(unit: str, known: dict[str, set[str]]) -> set[str]:
     return known[unit] | {far for near in known[unit] for far in _reached(near, known)}
 
 
-def split_page(text: str) -> tuple[str, str, str]:
-    """The page before its table, the table, and what follows."""
-    before, begin, rest = text.partition(f"{BEGIN}\n")
-    table, end, after = rest.partition(f"\n{END}")
-    if not begin or not end:
-        raise ValueError(f"{PAGE.name} has lost one of its marks {BEGIN} and {END}, each on a line of its own.")
-    return before + begin, table, end + after
-
-
 if __name__ == "__main__":
-    before, _, after = split_page(PAGE.read_text("utf-8"))
+    before, _, after = split(PAGE.read_text("utf-8"), BEGIN, END)
     PAGE.write_text(before + described() + after, "utf-8")
     PICTURE.write_text(drawn(), "utf-8")

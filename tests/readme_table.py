@@ -18,15 +18,15 @@ def parameter_table(notebook: Path) -> str:
     return "\n".join(rows)
 
 
-def split_readme(text: str) -> tuple[str, str, str]:
-    """The README before its table, the table, and what follows."""
-    before, begin, rest = text.partition(f"{BEGIN}\n")
-    table, end, after = rest.partition(f"\n{END}")
-    if not begin or not end:
-        raise ValueError(f"README.md has lost one of its marks {BEGIN} and {END}, each on a line of its own.")
-    return before + begin, table, end + after
+def split(text: str, begin: str = BEGIN, end: str = END) -> tuple[str, str, str]:
+    """What stands before a table between two marks, the table, and what follows."""
+    before, found, rest = text.partition(f"{begin}\n")
+    table, closed, after = rest.partition(f"\n{end}")
+    if not found or not closed:
+        raise ValueError(f"the page has lost one of its marks {begin} and {end}, each on a line of its own.")
+    return before + found, table, closed + after
 
 
 if __name__ == "__main__":
-    before, _, after = split_readme(README.read_text("utf-8"))
+    before, _, after = split(README.read_text("utf-8"))
     README.write_text(before + parameter_table(NOTEBOOK) + after, "utf-8")

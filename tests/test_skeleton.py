@@ -98,13 +98,13 @@ def test_conda_environment_has_no_list_of_its_own():
 
 
 def test_the_architecture_page_is_that_of_the_imports():
-    _, table, _ = floors.split_page(floors.PAGE.read_text("utf-8"))
+    _, table, _ = readme_table.split(floors.PAGE.read_text("utf-8"), floors.BEGIN, floors.END)
     assert table == floors.described(), "run `make readme`"
     assert floors.PICTURE.read_text("utf-8") == floors.drawn(), "run `make readme`"
 
 
 def test_readme_table_is_that_of_the_notebook():
-    _, table, _ = readme_table.split_readme(readme_table.README.read_text("utf-8"))
+    _, table, _ = readme_table.split(readme_table.README.read_text("utf-8"))
     assert table == readme_table.parameter_table(readme_table.NOTEBOOK), "run `make readme`"
 
 

@@ -12,11 +12,12 @@ from torch.optim.swa_utils import update_bn
 
 from reptrans.errors import BadData, BadValue
 from reptrans.layers import record
+from reptrans.layers.network import keeping_modes
 from reptrans.merging.align import check_same_architecture
 from reptrans.similarity.moments import channel_blocks
 from reptrans.training import evaluating
 from reptrans.training.batches import batches, checked_network
-from reptrans.training.evaluation import device_of, keeping_modes, keeping_random_state, seed_generators
+from reptrans.training.evaluation import device_of, keeping_random_state, seed_generators
 
 _LINEAR = (nn.modules.conv._ConvNd, nn.Linear)
 

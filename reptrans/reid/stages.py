@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from reptrans.distillation.methods import fd_gan
 from reptrans.errors import BadValue
+from reptrans.layers.network import keeping_modes
 from reptrans.progress import progress
 from reptrans.randomness import drawing
 from reptrans.reid.architectures import Generator, IdentityDiscriminator, PatchDiscriminator, Siamese
 from reptrans.reid.loading import PairBatch, Pairs
 from reptrans.training import Plan, accuracy, evaluating, fit
-from reptrans.training.evaluation import keeping_modes
 from reptrans.training.resume import Keeper
 from reptrans.training.rounding import round_to_single
 from reptrans.training.terms import Sums, total_of

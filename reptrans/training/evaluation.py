@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from reptrans.errors import BadData, BadValue, ShapeMismatch
 from reptrans.layers.network import evaluating
-from reptrans.layers.network import keeping_modes as keeping_modes  # for those who look for it here
 from reptrans.training.batches import answers_of, batches, checked_network
 from reptrans.training.schedule import Plan, autocast
 
