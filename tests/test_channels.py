@@ -104,8 +104,8 @@ def test_other_channels_are_refused(value):
 @pytest.mark.parametrize("given", [None, 3, ["digits"]])
 def test_only_names_and_paths_are_data_sets(given):
     assert message(BadValue, load_dataset, given) == (
-        f"load_dataset takes the name of a data set or the Path of a folder, not {given!r}. Possible: digits, mnist, "
-        "fashion_mnist, cifar10, cifar100, svhn, stl10, celeba, folder:PATH, text:PATH."
+        f"load_dataset takes the name of a data set or the Path of a folder, not {given!r}. Possible: digits, shapes, "
+        "mnist, fashion_mnist, cifar10, cifar100, svhn, stl10, celeba, folder:PATH, text:PATH."
     )
 
 

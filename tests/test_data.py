@@ -831,3 +831,36 @@ def test_somebody_at_a_terminal_sees_a_bar(monkeypatch):
 
 def test_a_split_is_shown_in_one_line():
     assert repr(grey_split(4)) == "Split(4 images (1, 6, 6) uint8)"
+
+
+def test_validation_images_are_training_images_of_every_class():
+    digits = load_dataset("digits")
+    apart = digits.with_validation(5, seed=3)
+    assert torch.bincount(apart.validation.labels).tolist() == [5] * 10
+    assert len(apart.train) + 50 == len(digits.train) and apart.test is digits.test
+    both = torch.cat([apart.train.images, apart.validation.images]).flatten(1)
+    assert sorted(map(bytes, both.numpy())) == sorted(map(bytes, digits.train.images.flatten(1).numpy()))
+    assert torch.equal(apart.validation.images, digits.with_validation(5, seed=3).validation.images)
+    assert not torch.equal(apart.validation.images, digits.with_validation(5, seed=4).validation.images)
+    share = digits.with_validation(0.1)
+    assert torch.equal(
+        torch.bincount(share.validation.labels), torch.bincount(digits.train.labels).mul(0.1).round().long()
+    )
+    assert len(share.loader("validation")) and "validation" not in digits._parts
+
+
+@pytest.mark.parametrize(
+    ("holdout", "reason"),
+    [
+        (0, "whole number of examples from 1, or a share"),
+        (1.5, "share in"),
+        (True, "share in"),
+        (0.001, "takes 0 of the"),
+        (99, r"takes 99 of the \d+ training examples of class '0'"),
+    ],
+)
+def test_validation_parts_that_cannot_be(holdout, reason):
+    with pytest.raises(BadValue, match=reason):
+        load_dataset("digits").with_validation(holdout)
+    with pytest.raises(BadValue, match="already"):
+        load_dataset("digits").with_validation(2).with_validation(2)

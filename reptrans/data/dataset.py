@@ -1,19 +1,20 @@
 """A data set: a part to fit, a part to test, the names of its classes, and how its images are normalised."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from reptrans.data.loader import Loader
-from reptrans.data.split import Split
+from reptrans.data.split import Split, held_out
 from reptrans.data.streamed import Streamed
-from reptrans.errors import BadData, choose
+from reptrans.errors import BadData, BadValue, choose
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Two splits of one kind of images; `mean` and `std` are per channel, of images in [0, 1].
+    """Splits of one kind of images; `mean` and `std` are per channel, of images in [0, 1].
 
+    `validation`: training images set aside to choose by, see `with_validation`; None where nothing is chosen.
     Raises BadData for a label that is none of the classes.
     """
 
@@ -23,9 +24,10 @@ class Dataset:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    validation: Split | Streamed | None = None
 
     def __post_init__(self) -> None:
-        for part, split in (("train", self.train), ("test", self.test)):
+        for part, split in self._parts.items():
             _check_labels(f"the {part} labels of {self.name}", split.labels, self.classes)
 
     @property
@@ -51,9 +53,24 @@ class Dataset:
         """Whether an image has a yes or no for every class (labels (n, k)) rather than one class (labels (n,))."""
         return self.train.labels.ndim > 1
 
+    @property
+    def _parts(self) -> dict[str, Split | Streamed]:
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def with_validation(self, holdout: float, seed: int = 0) -> "Dataset":
+        """The same with `holdout` training images of every class, or that share of them, moved to `validation`.
+
+        They are drawn by `seed`; statistics stay as they are. Raises BadValue, see `split.held_out`.
+        """
+        if self.validation is not None:
+            raise BadValue(f"{self.name} has {len(self.validation)} images set aside for validation already.")
+        rest, held = held_out(self.train.labels, holdout, seed, self.classes)
+        return replace(self, train=self.train.select(rest), validation=self.train.select(held))
+
     def loader(self, part: str = "train", batch_size: int = 128, **settings) -> Loader:
-        """A Loader of the "train" or "test" part with this set's mean and std; `settings` as for Loader."""
-        split = choose(part, {"train": self.train, "test": self.test}, "a data set has no part {}")
+        """A Loader of the "train", "validation" or "test" part with this set's statistics; `settings` as for Loader."""
+        split = choose(part, self._parts, "a data set has no part {}")
         return Loader(split, batch_size, **({"mean": self.mean, "std": self.std} | settings))
 
 

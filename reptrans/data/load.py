@@ -7,6 +7,7 @@ from reptrans.data.channels import averaged, repeated
 from reptrans.data.dataset import Dataset, measured_statistics
 from reptrans.data.folder import load_folder
 from reptrans.data.resize import resized
+from reptrans.data.shapes import parse, shapes
 from reptrans.data.sources import SOURCES, STATISTICS, digits, from_torchvision
 from reptrans.data.split import Split
 from reptrans.data.text import TEXT_OPTIONS, TextDataset, load_text
@@ -16,7 +17,7 @@ from reptrans.paths import data_root, expanded
 
 def dataset_names() -> list[str]:
     """The names that `load_dataset` knows, besides folder:PATH and text:PATH."""
-    return ["digits", *SOURCES]
+    return ["digits", "shapes", *SOURCES]
 
 
 def load_dataset(
@@ -33,6 +34,9 @@ def load_dataset(
 ) -> Dataset | TextDataset:
     """A data set by name, "folder:PATH" or a Path for folders of images (see `load_folder`), as train and test split.
 
+    "shapes" are drawn when asked for, without files or downloads: shapes in colour on backgrounds, whose shape, colour,
+    texture and background are known and independent. "shapes:colour" makes the colour the label;
+    "shapes:shape:difficulty=2:shortcut=colour@0.9" sets options, all named in `reptrans.data.shapes`.
     "text:PATH" is a file of text, one example a line, of which a TextDataset is made; `tokenizer` and `length` are for
     it alone (see `load_text`).
     Arguments: `root`, where torchvision's files lie or are downloaded to, by default `data_root()`; a relative PATH is
@@ -40,7 +44,7 @@ def load_dataset(
     (bilinear, antialiased), the centre is cropped; None keeps the images' own size. `limit`: so many training images
     of every class (of CelebA: in all), the first ones or, with `limit_seed`, a random choice; the test split stays
     whole. `split_seed`: for a folder without test images. `normalise`: the name of the set whose mean and std are
-    used; by default its own, which of folders, svhn, stl10 and celeba are measured on the training split
+    used; by default its own, which of folders, shapes, svhn, stl10 and celeba are measured on the training split
     (on 10,000 evenly spaced images; on 500 if they are streamed). `channels`: 3 repeats grey images three times, for
     networks made for colour; 1 averages the colours; None or 0 leaves them as they are. The statistics follow.
     A folder's data set is named after the folder. Resized images of torchvision's sets are held in memory.
@@ -56,6 +60,8 @@ def load_dataset(
         folder = _found(name.removeprefix("folder:"), root)
         name, parts = folder.resolve().name, load_folder(folder, image_size, split_seed)
         own = None
+    elif _is_shapes(name):
+        parts, own = shapes(name, image_size), None  # difficulty moves the statistics
     else:
         parts = digits() if name == "digits" else from_torchvision(name, root, image_size)
         own = STATISTICS.get(name)
@@ -98,7 +104,9 @@ def _check(
     normalise: str | None,
     channels: int | None,
 ) -> None:
-    if not name.startswith(("folder:", "text:")):
+    if _is_shapes(name):
+        parse(name)
+    elif not name.startswith(("folder:", "text:")):
         choose(name, [*dataset_names(), "folder:PATH", "text:PATH"], "there is no data set {}")
     if channels is not None and (type(channels) is not int or channels not in (0, 1, 3)):
         raise BadValue(
@@ -110,6 +118,10 @@ def _check(
     check_whole("limit_seed", limit_seed or 0, 0)
     if normalise is not None:
         choose(normalise, STATISTICS, "there are no statistics of {}")
+
+
+def _is_shapes(name: str) -> bool:
+    return name.partition(":")[0] == "shapes"
 
 
 def _found(path: str, root: Path) -> Path:

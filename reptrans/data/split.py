@@ -95,6 +95,33 @@ def limited(labels: Tensor, per_class: int, seed: int | None = None, classes: Se
     return torch.cat(chosen).sort().values
 
 
+def held_out(labels: Tensor, holdout: float, seed: int = 0, classes: Sequence[str] = ()) -> tuple[Tensor, Tensor]:
+    """Ascending positions (rest, held out): of every class `holdout` examples, or that share of them, drawn by `seed`.
+
+    `holdout`: a whole number from 1, or a share in (0, 1) of each class's examples, rounded. Of yes-or-no labels, of
+    all examples. Raises BadValue where nothing would be held out of a class, or nothing be left of it.
+    """
+    number = isinstance(holdout, (int, float)) and not isinstance(holdout, bool)
+    if not (number and holdout > 0 and (holdout < 1 or holdout % 1 == 0)):
+        raise BadValue(f"holdout is {holdout!r}; it is a whole number of examples from 1, or a share in (0, 1).")
+    check_whole("the seed of holdout", seed, 0)
+    labels, generator, held = labels.cpu(), torch.Generator().manual_seed(seed), []
+    kinds = torch.zeros(len(labels), dtype=torch.int64) if labels.ndim > 1 else labels
+    for kind in kinds.unique().tolist():
+        members = (kinds == kind).nonzero().flatten()
+        count = round(holdout * len(members)) if holdout < 1 else int(holdout)
+        if not 0 < count < len(members):
+            of = "the split" if labels.ndim > 1 else f"class {classes[kind]!r}" if classes else f"class {kind}"
+            raise BadValue(
+                f"holdout is {holdout}, which takes {count} of the {len(members)} training examples of {of}. At least "
+                "one must be held out for validation, and one be left to train on."
+            )
+        held.append(members[torch.randperm(len(members), generator=generator)[:count]])
+    chosen = torch.cat(held).sort().values
+    rest = torch.ones(len(labels), dtype=torch.bool).index_fill_(0, chosen, False)
+    return rest.nonzero().flatten(), chosen
+
+
 def a_fifth(classes: dict[str, list], seed: int, kind: str, shown: Callable = str) -> tuple[dict, dict]:
     """(four fifths, one fifth) of every class's examples, in their order, by class: to train, and at least one to test.
 
