@@ -12,7 +12,6 @@ import zipfile
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
 from os.path import commonprefix
 from pathlib import Path
 
@@ -125,7 +124,7 @@ def trained(
     batch_seed = seed if batch_seed is None else batch_seed
     order = {"batch_size": batch_size, "batch_seed": batch_seed, "augment": augment}
     net = build(model, **dataset.form, seed=seed).to(plan.dtype)
-    recipe = {"model": model, "dataset": fingerprint(dataset), "seed": seed, **order, "plan": asdict(plan)}
+    recipe = {"model": model, "dataset": fingerprint(dataset), "seed": seed, **order, "plan": plan.facts()}
     recipe |= _made_elsewhere(model, net)
     path = Path(folder or paths.networks_root()) / _file_name(model, dataset, seed, recipe)
     if shipped and (own := paths.shipped_networks() / path.name).is_file():

@@ -155,6 +155,43 @@ def image_row(images: Tensor, most: int = 10) -> Axes:
     return ax
 
 
+def forest(table: pd.DataFrame, label: str, name: str = "method") -> Axes:
+    """One row for each effect, a dot with its interval, from a table with the columns of `bench.verdicts`.
+
+    Above 0 by verdict is blue, below orange, the undecided are grey; what is published is a hollow diamond.
+    """
+    _check(table, [name, "gain", "low", "high", "n", "published", "verdict"])
+    colours = {"held": _colour(0), "contradicted": _colour(3)}
+    ax = _axes(6.2, 0.34 * len(table) + 1.0)
+    place = np.arange(len(table))[::-1]
+    for y, row in zip(place, table.to_dict("records"), strict=True):
+        colour = colours.get(row["verdict"], "0.45")
+        ax.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=2, solid_capstyle="round")
+        ax.plot(row["gain"], y, "o", color=colour, markersize=6)
+        ax.plot(row["published"], y, "D", markerfacecolor="none", markeredgecolor="0.2", markersize=5)
+    ax.axvline(0, color="0.3", linewidth=1)
+    over = table["over"].to_list() if "over" in table and table["over"].nunique() > 1 else [None] * len(table)
+    ax.set_yticks(place, [f"{n} − {o}" if o else n for n, o in zip(table[name], over, strict=True)])
+    ax.set_xlabel(f"{label}, 95 % interval, {table['n'].max()} seeds")
+    ax.grid(False, axis="y")
+    return ax
+
+
+def trade(table: pd.DataFrame, x: str, y: str, name: str, labels: tuple[str, str]) -> Axes:
+    """Two effects of each row against each other, with their intervals (columns `x`_low, `x`_high, and so on)."""
+    _check(table, [name, *(f"{value}{end}" for value in (x, y) for end in ("", "_low", "_high"))])
+    ax = _axes(6.2, 3.8)
+    for number, row in enumerate(table.to_dict("records")):
+        ax.plot([row[f"{x}_low"], row[f"{x}_high"]], [row[y]] * 2, color=_colour(number), linewidth=1.5)
+        ax.plot([row[x]] * 2, [row[f"{y}_low"], row[f"{y}_high"]], color=_colour(number), linewidth=1.5)
+        ax.plot(row[x], row[y], _MARKERS[number % len(_MARKERS)], color=_colour(number), label=str(row[name]))
+    ax.axhline(0, color="0.3", linewidth=1)
+    ax.axvline(0, color="0.3", linewidth=1)
+    ax.set(xlabel=labels[0], ylabel=labels[1])
+    _legend(ax, None, True)
+    return ax
+
+
 def map_grid(images: Tensor, maps: dict[str, Tensor], most: int = 8) -> np.ndarray:
     """A row of pictures for each entry of `maps`: the images (n, c, h, w) in grey under its maps (n, h', w').
 

@@ -59,7 +59,7 @@ def defaults() -> Iterator[Default]:
     yield from seeds("cnn3_w16", similarity.load(), similarity.seeds, similarity.recipe)
     yield from seeds(atlas.front_model, atlas.load(), atlas.seeds, atlas.stitching("conv1").recipe)
     yield from seeds(merging.model, merging.load(), 2 * merging.pairs, merging.recipe)
-    yield from seeds(taught.teacher, taught.load(), taught.seeds, lambda _: taught.teacher_recipe())
+    yield Default(taught.teacher, taught.load().with_validation(taught.holdout), 0, taught.teacher_recipe())
     yield Default(learning.source_model, tasks(learning)[0], 0, {})
 
 

@@ -19,7 +19,7 @@ LEVELS = (
     "tensorfiles report",
     "data models layers",
     "figures training",
-    "similarity checkpoints attribution",
+    "similarity checkpoints attribution bench",
     "matching",
     "stitching distillation extension inputs merging l2t",
     "detection reid",

@@ -88,8 +88,9 @@ def test_unknown_measures_and_conditions_are_refused():
 
 def test_extend_all_puts_independent_training_first_and_once(tmp_path):
     p = ExtensionRun(
-        model="cnn3_w4", conditions="lin_cka,logit_cosine,lens", seeds=1, epochs=2, limit=10, report="conv1,conv2"
-    )
+        model="cnn3_w4", conditions="lin_cka,logit_cosine,lens", seeds=1, epochs=2, limit=10, layer="conv2",
+        report="conv1,conv2",
+    )  # fmt: skip
     rows = extend_all(p, p.load(), tmp_path)
     assert list(rows["condition"]) == [c for c in ("independent", "lin_cka", "logit_cosine", "lens") for _ in range(2)]
     at = rows[rows["layer"] == "conv2"].set_index("condition")["similarity"]

@@ -5,14 +5,17 @@ import math
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from reptrans.bench import effect
 from reptrans.data import Dataset, load_dataset
 from reptrans.data.loader import Batch
 from reptrans.errors import BadValue, LayerNotFound, ShapeMismatch, UnknownName
+from reptrans.experiments.extension import prices
 from reptrans.extension import (
     OUTPUT_LOSSES,
     Hidden,
@@ -757,3 +760,22 @@ def test_other_messages(digits):
         Lens(1, width=0.5)
     with pytest.raises(BadValue, match=r"^count is 1; it must be a whole number from 2 on: a first network, and one"):
         extend("cnn3_w4", digits, 1)
+
+
+def test_prices_are_paired_by_seed():
+    rows = []
+    for seed, base in enumerate((0.8, 0.9, 0.7)):
+        for name, similar, right in (("independent", 0.5, 0.0), ("lin_cka", 0.1, -0.01)):
+            for layer, more in (("conv1", 0.2), ("conv2", 0.0)):
+                accuracy = base + right + 0.001 * seed * bool(right)
+                rows.append({"seed": seed, "condition": name, "k": 1, "layer": layer, "similarity": similar + more,
+                             "accuracy": accuracy, "ensemble_accuracy": base})  # fmt: skip
+                rows.append(rows[-1] | {"k": 0, "similarity": 9.0})
+    found = prices(pd.DataFrame(rows), "conv2")
+    assert found["condition"].tolist() == ["lin_cka"] and found["n"].tolist() == [3]
+    first = found.iloc[0]
+    assert first["similarity"] == pytest.approx(-0.4) and first["ensemble_accuracy"] == 0
+    known = effect([-0.01, -0.009, -0.008])
+    assert (first["accuracy"], first["accuracy_low"], first["accuracy_high"]) == pytest.approx(
+        (known.mean, known.low, known.high)
+    )

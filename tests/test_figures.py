@@ -8,7 +8,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from reptrans.errors import BadData, ShapeMismatch, UnknownName
-from reptrans.figures import heatmap, layer_curves, learning_curves, weights
+from reptrans.figures import forest, heatmap, layer_curves, learning_curves, trade, weights
 from reptrans.notebook import style
 
 matplotlib.use("Agg")
@@ -137,3 +137,28 @@ def test_what_cannot_be_drawn():
     with pytest.raises(ShapeMismatch) as shape:
         weights(torch.zeros(4))
     assert str(shape.value) == "weights have the shape (out, in) or (out, in, 1, 1), and these have (4,)."
+
+
+def test_a_forest_shows_intervals_what_is_published_and_verdicts():
+    table = pd.DataFrame({
+        "method": ["kd", "at"], "over": ["plain", "plain"], "gain": [0.02, -0.01], "low": [0.01, -0.03],
+        "high": [0.03, 0.01], "n": [8, 8], "published": [0.016, np.nan], "verdict": ["held", "not decided"],
+    })  # fmt: skip
+    ax = forest(table, "gain")
+    lines = [line for line in ax.lines if len(line.get_xdata()) == 2]
+    assert [list(line.get_xdata()) for line in lines[:2]] == [[0.01, 0.03], [-0.03, 0.01]]
+    dots = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"]
+    assert dots == [0.02, -0.01] and [label.get_text() for label in ax.get_yticklabels()] == ["kd", "at"]
+    assert next(line for line in ax.lines if line.get_marker() == "D").get_xdata()[0] == 0.016
+    assert lines[0].get_color() != lines[1].get_color() and "8 seeds" in ax.get_xlabel()
+    table["over"] = ["plain", "kd"]
+    assert [label.get_text() for label in forest(table, "gain").get_yticklabels()] == ["kd − plain", "at − kd"]
+
+
+def test_a_trade_has_two_intervals_for_each_row():
+    names = ["x", "x_low", "x_high", "y", "y_low", "y_high"]
+    table = pd.DataFrame([dict(zip(names, (1, 0, 2, -1, -2, 0), strict=True)) | {"name": "a"}])
+    ax = trade(table, "x", "y", "name", ("across", "up"))
+    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines[:3]]
+    assert drawn == [([0, 2], [-1, -1]), ([1, 1], [-2, 0]), ([1], [-1])]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("across", "up")

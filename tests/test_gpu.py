@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 
 from reptrans.data import Batch, load_dataset
 from reptrans.distillation import METHODS, Pair
-from reptrans.distillation.distill import resolve
+from reptrans.distillation.losses import resolve
 from reptrans.distillation.methods import efficient_detection, fd_gan, imitation
 from reptrans.extension import OUTPUT_LOSSES, Hidden, Lens, LensTraining, Outputs, ThroughLens, hidden_losses
 from reptrans.extension.hidden import MODES

@@ -250,8 +250,8 @@ def test_from_l2t_renames_and_drops_what_is_unused():
 
 NETWORKS = ", ".join(model_names())
 OWN = (
-    "; also cnn3_w{k}, resnet20_w{k} and wrn_{depth}_{k} of any k, torchvision/NAME, timm/NAME, hf/TYPE, and "
-    "module:function or path/to/file.py:function of your own."
+    "; also cnn3_w{k}, cnn5_w{k}, resnet20_w{k} and wrn_{depth}_{k} of any k, torchvision/NAME, timm/NAME, hf/TYPE, "
+    "and module:function or path/to/file.py:function of your own."
 )
 
 

@@ -52,7 +52,12 @@ def whole_atlas(p, folder):
     return atlas(p, p.load(), lambda name: folder / name)
 
 
-EXTENSION = ExtensionRun, extension, SMALL | {"model": "cnn3_w4", "conditions": "lin_cka", "seeds": 1, "epochs": 1}
+EXTENSION = (
+    ExtensionRun,
+    extension,
+    SMALL
+    | {"model": "cnn3_w4", "conditions": "lin_cka", "layer": "conv2", "report": "conv1,conv2", "seeds": 1, "epochs": 1},
+)
 L2T = L2TRun, l2t, SMALL | {"source_model": "cnn3_w4", "model": "cnn3_w4", "seeds": 1, "epochs": 1}
 MERGING = MergingRun, merging, SMALL | {"model": "cnn3_w4", "teacher": "cnn3_w8", "layers": "bn1:bn1", "pairs": 1}
 SIMILARITY = (
@@ -63,7 +68,8 @@ SIMILARITY = (
 DISTILLATION = (
     DistillationRun,
     distillation,
-    SMALL | {"method": "plain,kd", "teacher": "cnn3_w4", "student": "cnn3_w2", "labelled": 5, "images": 50},
+    SMALL
+    | {"method": "plain,kd", "teacher": "cnn3_w4", "student": "cnn3_w2", "labelled": 3, "holdout": 1, "images": 50},
 )
 INVERSION = AutoencodingRun, lambda p, folder: autoencode(p, folder), SMALL | {"model": "cnn3_w4", "steps": 1}
 MODELS = ModelSimilarityRun, models, SMALL | {"image_size": 8, "models": "cnn3_w4,cnn3_w2", "judge": "cnn3_w8"}

@@ -51,7 +51,7 @@ def test_made_again_they_are_as_good(default, tmp_path):
 
 
 def test_a_changed_weight_is_refused_with_recipe_and_digests(copies):
-    default = DEFAULTS[-1]
+    default = DEFAULTS[0]
     (file,) = copies.glob(f"{default.model}-{default.dataset.name}-s0-*.safetensors")
     state, meta = load_tensors(file)
     state["conv1.weight"][0, 0, 0, 0] += 1e-6

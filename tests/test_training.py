@@ -173,7 +173,7 @@ def test_no_images_are_an_error(look):
     ("given", "message"),
     [
         ({"optimiser": "adm"}, "optimiser is 'adm'. Did you mean 'adam' or 'adamw'? Possible: sgd, adam, adamw"),
-        ({"schedule": "x"}, "schedule is 'x'. Possible: steps, one_cycle, cosine, constant"),
+        ({"schedule": "x"}, "schedule is 'x'. Possible: steps, one_cycle, cosine, constant, milestones"),
         ({"precision": "half"}, "precision is 'half'. Possible: float32, float64, bfloat16"),
         ({"epochs": 0}, "epochs is 0; it must be a whole number from 1 on."),
         ({"epochs": 2.5}, "epochs is 2.5; it must be a whole number from 1 on."),

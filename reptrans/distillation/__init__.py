@@ -8,20 +8,20 @@ In a few lines:
 """
 
 from reptrans.attribution import attention_maps, map_agreement
-from reptrans.distillation.cap import capped
-from reptrans.distillation.distill import distill, loaders
+from reptrans.distillation.distill import Member, distill, distill_together, loaders
 from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.distillation.methods import METHODS
 from reptrans.moved import moved
 
 __all__ = [
     "METHODS",
+    "Member",
     "Method",
     "Pair",
     "Stage",
     "attention_maps",
-    "capped",
     "distill",
+    "distill_together",
     "loaders",
     "map_agreement",
 ]

@@ -1,29 +1,45 @@
 """Train a student by a method: its stages one after another, each with `fit`."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from reptrans.data import Batch, Dataset, Loader
+from reptrans.distillation.losses import Losses, look, moving, resolve
 from reptrans.distillation.method import Method, Stage
+from reptrans.distillation.together import Stacked, Together
 from reptrans.errors import BadValue, ShapeMismatch
-from reptrans.matching import CrossEntropy, Learned, Match, Seen, Teacher, check_taps, tapped, term_names
+from reptrans.matching import Teacher, check_taps
 from reptrans.randomness import drawing
-from reptrans.training import Plan, accuracy, evaluate, evaluating, fit
-from reptrans.training.batches import checked_network
-from reptrans.training.evaluation import keeping_random_state
+from reptrans.training import Plan, evaluate, evaluating, fit
+from reptrans.training.batches import answers_of, checked_network
+from reptrans.training.evaluation import check_answers, check_labels, keeping_random_state
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+class Member(NamedTuple):
+    """One student in a training: what it learns from, and by what it differs from others beside it.
+
+    `seed`: of connectors, dropout and the like. `factor`: what the method's weights are multiplied by, see
+    `Stage.scaled`. `labelled` (n,) bool: the loader's images whose labels are known, None for all. Labels of the others
+    are never looked at: in cross-entropy they do not count, and gradient taps take the first teacher's answers instead.
+    """
+
+    student: nn.Module
+    teachers: tuple[Teacher, ...]
+    loader: Loader
+    seed: int = 0
+    factor: float = 1.0
+    labelled: Tensor | None = None
 
 
 def distill(
@@ -33,7 +49,9 @@ def distill(
     loader: Loader,
     plan: Plan,
     *,
-    test: Loader | None = None,
+    factor: float = 1.0,
+    labelled: Tensor | None = None,
+    watch: Mapping[str, Loader] | None = None,
     look_every: int = 1,
     folder: str | Path | None = None,
     label: str = "",
@@ -43,204 +61,179 @@ def distill(
     The student itself is trained in place, unless the method prepares another one or goes several rounds; what of it
     requires no gradient stays as it is, and connectors are left behind. `teachers`: made with the same loader. A stage
     takes round(share * plan.epochs) epochs, at least 1, with its own learning-rate schedule; connectors are initialised
-    from plan.seed.
+    from plan.seed. `factor`, `labelled`: see `Member`.
     `folder`: where every stage is kept after each epoch, and from where an interrupted training goes on.
     Rows: one per epoch with method, round, stage, those of `fit`, every term (already times its weight), accuracy on
-    the training batches, and, where `test` is given, test_accuracy and test_cross_entropy (nats) after every
-    `look_every`-th epoch of a stage and after its last; NaN otherwise.
+    the training batches, and for each NAME of `watch` NAME_accuracy and NAME_cross_entropy (nats) on that loader's
+    images, after every `look_every`-th epoch of a stage and after its last; NaN otherwise.
     Before the first step the losses of every stage are computed once, on copies. Raises BadValue, BadData,
     LayerNotFound, ShapeMismatch by then; Diverged.
     """
-    import pandas as pd
-
     checked_network(student)
     if isinstance(teachers, nn.Module):
         raise BadValue(f"the teacher is a bare {type(teachers).__name__}. Give Teacher(net, loader).")
     teachers = (teachers,) if isinstance(teachers, Teacher) else tuple(teachers)
-    check_fit(student, teachers, method, loader, plan)
-    start, tables = deepcopy(student), []
+    member = Member(student, teachers, loader, plan.seed, factor, labelled)
+    ((student, rows),) = distill_together(
+        [member], method, plan, watch=watch, look_every=look_every, folder=folder, label=label
+    )
+    return student, rows
+
+
+def distill_together(
+    members: Sequence[Member],
+    method: Method,
+    plan: Plan,
+    *,
+    watch: Mapping[str, Loader] | None = None,
+    look_every: int = 1,
+    folder: str | Path | None = None,
+    label: str = "",
+) -> "list[tuple[nn.Module, pd.DataFrame]]":
+    """What `distill` gives, for several students of one architecture that are trained side by side, see `Together`.
+
+    Each ends as it would alone, but for rounding; of plan.seed nothing depends. Many small students are several times
+    faster so than one after the other, which methods with gradient taps still train; `folder` is for one student alone.
+    Raises BadValue for a limit of gradients (`clip`), which would be one for all of them.
+    """
+    import pandas as pd
+
+    members = list(members)
+    if len(members) > 1 and _by_gradients(method):
+        return [
+            distill(*m[:2], method, m.loader, replace(plan, seed=m.seed), factor=m.factor, labelled=m.labelled,
+                    watch=watch, look_every=look_every, label=label)
+            for m in members
+        ]  # fmt: skip
+    if len(members) > 1 and (plan.clip is not None or folder is not None):
+        raise BadValue("students side by side have no common clip, and no folder. Train them one by one for these.")
+    for member in members:
+        check_fit(member.student, member.teachers, method, member.loader, plan)
+        _check_known(member)
+    starts, tables = [deepcopy(member.student) for member in members], [[] for _ in members]
     for number in range(method.rounds):
         if number:
             # The student of the round before is the teacher, and a new student starts where the first did.
-            teachers, student = (Teacher(student.eval().requires_grad_(False), loader),), deepcopy(start)
+            members = [_next_round(m, start) for m, start in zip(members, starts, strict=True)]
         if method.prepare is not None:
-            student = method.prepare(student, teachers[0].net)
+            members = [m._replace(student=method.prepare(m.student, m.teachers[0].net)) for m in members]
         if not number:
-            rehearse(student, teachers, method, loader, plan)
+            rehearse(members[0], method, plan)
         saving = None if folder is None else Path(folder) / f"round{number + 1}"
-        table = _one_round(student, teachers, method, loader, plan, (test, look_every), saving, label)
-        tables.append(table.assign(method=method.name, round=number + 1))
-    rows = pd.concat(tables, ignore_index=True)
+        found = _one_round(members, method, plan, (watch or {}, look_every), saving, label)
+        for own, table in zip(tables, found, strict=True):
+            own.append(table.assign(method=method.name, round=number + 1))
     first = ["method", "round", "stage"]
-    return student, rows[first + [column for column in rows if column not in first]]
+    rows = [pd.concat(own, ignore_index=True) for own in tables]
+    rows = [table[first + [column for column in table if column not in first]] for table in rows]
+    return [(member.student, table) for member, table in zip(members, rows, strict=True)]
 
 
-class Losses(nn.Module):
-    """The losses of one stage as an objective for `fit`, their recipes built: see `resolve`.
-
-    `built`: {recipe: its module}, also of the stages before. `moves`: what is trained, see `moving`; at first, all of
-    the student. In train mode all other modules of the student stay in eval mode, as does the teacher's side unless
-    connectors alone are trained.
-    """
-
-    def __init__(
-        self, stage: Stage, student: nn.Module, teachers: Sequence[Teacher], built: Mapping[Learned, nn.Module]
-    ):
-        super().__init__()
-        self.stage, self.student, self.teachers, self.built = stage, student, teachers, built
-        self.names, self.moves = term_names(stage.losses), set(student.parameters())
-
-        def modules(transforms: Iterable) -> nn.ModuleList:
-            return nn.ModuleList(dict.fromkeys(built[t] for t in transforms if isinstance(t, Learned)))
-
-        self.of_teacher = modules(match.teacher_transform for match in stage.matches)
-        self.of_student = modules(match.student_transform for match in stage.matches)
-
-    def train(self, mode: bool = True) -> "Losses":
-        super().train(mode)
-        for module in self.student.modules():
-            own = set(module.parameters(recurse=False))
-            # In a stage of the whole student, what has no parameters (dropout) trains as it always does.
-            free = not own and self.stage.train == "all"
-            if not (free or module in self.moves or own & self.moves):
-                module.training = False
-        if self.stage.train != "connectors":
-            self.of_teacher.eval()
-        return self
-
-    def forward(self, batch: Batch, progress: float = 0.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """({term: weight * value}, {"accuracy"}) of a batch, `progress` in [0, 1) being the share of the stage done."""
-        taught, seen = look(self.stage, self.student, self.teachers, batch)
-        with torch.autocast(batch.images.device.type, enabled=False):
-            values = [loss.weight_at(progress) * self._value(loss, batch, taught, seen) for loss in self.stage.losses]
-        return dict(zip(self.names, values, strict=True)), {"accuracy": accuracy(seen["out"].detach(), batch.labels)}
-
-    def module(self, transform: object) -> object:
-        """A recipe's module; any other transform itself."""
-        return self.built[transform] if isinstance(transform, Learned) else transform
-
-    def _value(self, loss: Match | CrossEntropy, batch: Batch, taught: dict, seen: dict) -> Tensor:
-        if isinstance(loss, CrossEntropy):
-            return loss.value(seen["out"], batch.labels)
-        teacher, student = loss.values(taught[loss.who], seen)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage.train == "connectors"):
-            target = self.module(loss.teacher_transform)(*teacher)
-        return loss.distance(target, self.module(loss.student_transform)(*student))
+def _by_gradients(method: Method) -> bool:
+    """Whether it has gradient taps, whose own backward pass does not go through vmap."""
+    return any(tap.startswith("grad:") for stage in method.stages for tap in stage.student_taps)
 
 
-def look(stage: Stage, student: nn.Module, teachers: Sequence[Teacher], batch: Batch) -> tuple[dict, dict]:
-    """({which teacher: {tap: its value}}, {tap: the student's value}) for all that a stage compares."""
-    taught = {who: teachers[who].values(batch, taps, stage.teacher) for who, taps in stage.teacher_taps.items()}
-    return taught, tapped(student, batch.images, batch.labels, stage.student_taps)
+def _next_round(member: Member, start: nn.Module) -> Member:
+    taught = Teacher(member.student.eval().requires_grad_(False), member.loader)
+    return member._replace(student=deepcopy(start), teachers=(taught,))
 
 
-def resolve(
-    stage: Stage, student: nn.Module, teachers: Sequence[Teacher], example: Batch,
-    built: Mapping[Learned, nn.Module] | None = None,
-) -> Losses:  # fmt: skip
-    """The stage's losses, with recipes made to modules by what `example` shows.
-
-    `built`: {recipe: its module} of earlier stages, for one recipe is one module in all of them.
-    """
-    with evaluating(student):
-        taught, seen = look(stage, student, teachers, example)
-    built = built or {}
-    for match in stage.matches:
-        built = _with_recipes_of(match, *match.values(taught[match.who], seen), teachers[match.who], built)
-    return Losses(stage, student, teachers, built)
-
-
-def moving(
-    losses: Losses, example: Batch, moved: Collection[nn.Parameter | nn.Module] = ()
-) -> list[nn.Parameter | nn.Module]:
-    """What the stage moves: parameters, and the student's batch norms that have none but count in its losses.
-
-    `moved`: what earlier stages did. "reached" is found by differentiating the losses of `example` once.
-    """
-    connectors = [*losses.of_student.parameters()]
-    if losses.stage.train == "connectors":
-        return connectors + [*losses.of_teacher.parameters()]
-    own = [p for p in losses.student.parameters() if p.requires_grad]
-    if losses.stage.train != "all":
-        own = _reached(losses, example, own)
-    if losses.stage.train == "new":
-        own = [part for part in own if part not in moved]
-    return own + connectors
-
-
-def _with_recipes_of(
-    match: Match, own: tuple[Tensor, ...], shown: tuple[Tensor, ...], teacher: Teacher, built: Mapping
-) -> dict[Learned, nn.Module]:
-    """`built` with the modules for the match's recipes, `own` and `shown` being the teacher's and student's values."""
-    built, target = dict(built), None
-
-    def over_all():
-        for found in teacher.over_all(match.teacher_taps):
-            yield tuple(found[tap] for tap in match.teacher_taps)
-
-    def made(transform: object) -> object:
-        if not isinstance(transform, Learned):
-            return transform
-        if transform not in built:
-            seen = Seen(tuple(x.detach() for x in shown), own, target, over_all, made)
-            built[transform] = transform.make(seen).to(own[0].device, own[0].dtype)
-        return built[transform]
-
-    ours = made(match.teacher_transform)
-    with torch.no_grad():
-        target = (ours.eval() if isinstance(ours, nn.Module) else ours)(*own)
-    made(match.student_transform)
-    return built
-
-
-def _reached(losses: Losses, example: Batch, own: list[nn.Parameter]) -> list[nn.Parameter | nn.Module]:
-    """Those of the parameters that the losses depend on, and the batch norms without any of their own."""
-    norms = [m for m in losses.student.modules() if isinstance(m, _NormBase) and not list(m.parameters())]
-    outputs: dict[nn.Module, Tensor] = {}
-    with ExitStack() as hooks, evaluating(losses):
-        for norm in norms:
-            hooks.enter_context(norm.register_forward_hook(lambda norm, _, value: outputs.update({norm: value})))
-        total = sum(losses(example)[0].values())
-    if not own or not total.requires_grad:
-        return []
-    outputs = {norm: value for norm, value in outputs.items() if value.requires_grad}
-    found = torch.autograd.grad(total, [*own, *outputs.values()], allow_unused=True)
-    return [part for part, g in zip([*own, *outputs], found, strict=True) if g is not None]
-
-
-def _one_round(student, teachers, method, loader, plan, looks, folder, label) -> "pd.DataFrame":
+def _one_round(members: list[Member], method, plan, looks, folder, label) -> "list[pd.DataFrame]":
     # Recipes are made anew for every round, but one Learned is one module in all its stages.
     import pandas as pd
 
-    built, moved, tables = {}, set(), []
-    example = next(iter(loader.plain()))  # of two images at least, for connectors with batch norm are run on them
+    built, moved = [{} for _ in members], [set() for _ in members]
+    tables = []
     for number, stage in enumerate(method.stages, start=1):
-        its_plan = replace(plan, **{"epochs": max(1, round(stage.share * plan.epochs)), **stage.plan})
-        with drawing(plan.seed + number):
-            student.to(example.images.device, its_plan.dtype)
-            losses = resolve(stage, student, teachers, example, built)
-            moves = moving(losses, example, moved)
-        parameters = [part for part in moves if isinstance(part, nn.Parameter)]
-        if not parameters:
+        its_plan = replace(plan.over(max(1, round(stage.share * plan.epochs))), **stage.plan)
+        losses = [
+            _prepared(member, stage, its_plan, number, *known)
+            for member, *known in zip(members, built, moved, strict=True)
+        ]
+        if not any(isinstance(part, nn.Parameter) for part in losses[0].moves):
             raise BadValue(f"stage {number} of {method.name} has nothing to train; earlier stages trained it already.")
-        losses.to(example.images.device, its_plan.dtype)
-        built, moved, losses.moves = losses.built, moved.union(moves), set(moves)
+        built = [each.built for each in losses]
+        moved = [known.union(each.moves) for known, each in zip(moved, losses, strict=True)]
         saving = None if folder is None else folder / f"stage{number}.safetensors"
-        rows = fit(
-            losses, losses, loader.over(loader.split), its_plan, parameters=parameters, checkpoint=saving,
-            every_epoch=_looking(student, *looks, its_plan), label=label or method.name,
-        )  # fmt: skip
-        tables.append(rows.assign(stage=number))
-    return pd.concat(tables, ignore_index=True)
+        rows = _fitted(members, losses, its_plan, looks, saving, label or method.name)
+        tables.append([table.assign(stage=number) for table in rows])
+    return [pd.concat(own, ignore_index=True) for own in zip(*tables, strict=True)]
 
 
-def _looking(student: nn.Module, test: Loader | None, every: int, plan: Plan):
-    def on_test(epoch: int) -> dict[str, float]:
+def _prepared(member: Member, stage: Stage, plan: Plan, number: int, built: Mapping, moved: Collection) -> Losses:
+    """The losses of the stage for this student, what they move known."""
+    # Of two images at least, for connectors with batch norm are run on them.
+    example = next(iter(member.loader.plain()))
+    with drawing(member.seed + number):
+        member.student.to(example.images.device, plan.dtype)
+        losses = resolve(stage, member.student, member.teachers, example, built)
+        losses.moves = dict.fromkeys(moving(losses, example, moved))
+    losses.factor = member.factor
+    losses.labels = None if member.labelled is None else _labels(member, example)
+    return losses.to(example.images.device, plan.dtype)
+
+
+def _labels(member: Member, example: Batch) -> tuple[Tensor, Tensor]:
+    """(labels of all images, which of them are known); the teacher's answers stand for those that are not."""
+    own = torch.cat([batch.labels for batch in member.loader.plain()])
+    known = member.labelled.to(own.device)
+    said = member.teachers[0].answers if member.teachers else own.new_zeros(len(own), 0)
+    if own.ndim > 1:
+        said = (said > 0).to(own.dtype) if said.shape == own.shape else torch.zeros_like(own)
+    else:
+        # The answers of a teacher of other classes say nothing here.
+        said = said.argmax(1) if said.shape[1] == _classes(member.student, example) else torch.zeros_like(own)
+    return torch.where(known.view(-1, *[1] * (own.ndim - 1)), own, said.to(own)), known
+
+
+def _classes(student: nn.Module, example: Batch) -> int:
+    with evaluating(student), torch.no_grad():
+        return answers_of(student, example.images).shape[1]
+
+
+def _fitted(members, losses: list[Losses], plan: Plan, looks, saving, label: str) -> "list[pd.DataFrame]":
+    """Train, alone or side by side; the rows of each."""
+    loaders = [member.loader.over(member.loader.split) for member in members]
+    if len(members) == 1:
+        (member,), (alone,) = members, losses
+        every = _looking([member.student], *looks, plan)
+        parameters = [part for part in alone.moves if isinstance(part, nn.Parameter)]
+        given = {"parameters": parameters, "checkpoint": saving, "label": label}
+        return [fit(alone, alone, loaders[0], plan, every_epoch=lambda e: every(e)[0], **given)]
+    together = Together(losses)
+    every = _looking([member.student for member in members], *looks, plan)
+
+    def look_at_each(epoch: int) -> dict[str, float]:
+        together.hand_back()
+        found = every(epoch)
+        return {f"{name}@{k}": value for k, own in enumerate(found) for name, value in own.items()}
+
+    rows = fit(
+        together, together, Stacked(loaders), plan, parameters=together.moves, every_epoch=look_at_each, label=label
+    )
+    together.hand_back()
+    return [_rows_of(rows, k) for k in range(len(members))]
+
+
+def _rows_of(rows: "pd.DataFrame", number: int) -> "pd.DataFrame":
+    """The columns of all students and those of this one, under their own names."""
+    own = [name for name in rows if "@" not in name or name.rpartition("@")[2] == str(number)]
+    return rows[own].rename(columns=lambda name: name.rpartition("@")[0] or name)
+
+
+def _looking(students: list[nn.Module], watch: Mapping[str, Loader], every: int, plan: Plan):
+    def found(epoch: int) -> list[dict[str, float]]:
         due = epoch % every == 0 or epoch == plan.epochs
-        found = evaluate(student, test, plan) if due else {}
-        return {f"test_{name}": found.get(name, math.nan) for name in ("accuracy", "cross_entropy")}
+        return [_seen(student, watch, plan if due else None) for student in students]
 
-    return None if test is None else on_test
+    return found
+
+
+def _seen(student: nn.Module, watch: Mapping[str, Loader], plan: Plan | None) -> dict[str, float]:
+    """Accuracy and cross-entropy on what is watched; NaN without a plan."""
+    values = {name: evaluate(student, loader, plan) if plan else {} for name, loader in watch.items()}
+    return {f"{n}_{k}": v.get(k, math.nan) for n, v in values.items() for k in ("accuracy", "cross_entropy")}
 
 
 def check_fit(student: nn.Module, teachers: Sequence[Teacher], method: Method, loader: Loader, plan: Plan) -> None:
@@ -265,23 +258,37 @@ def check_fit(student: nn.Module, teachers: Sequence[Teacher], method: Method, l
     _check_types(teachers, loader, plan)
 
 
-def rehearse(student: nn.Module, teachers: Sequence[Teacher], method: Method, loader: Loader, plan: Plan) -> None:
+def _check_known(member: Member) -> None:
+    """Raise BadValue for a mask that is none of the loader's images."""
+    mask = member.labelled
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != (len(member.loader.split),) or not mask.any()):
+        raise BadValue(
+            f"labelled is {mask.dtype} {tuple(mask.shape)}; it must say True or False for each of the loader's "
+            f"{len(member.loader.split)} images, and True for at least one."
+        )
+
+
+def rehearse(member: Member, method: Method, plan: Plan) -> None:
     """Every stage's losses once, on a copy of the student and the first images; what does not fit is said by then."""
+    loader, teachers = member.loader, member.teachers
     example, built = next(iter(loader.plain())), {}
     first = SimpleNamespace(augment="of no interest", plain=lambda: [example])
     with keeping_random_state(example.images.device), torch.no_grad():
-        student = deepcopy(student).to(example.images.device, plan.dtype)
+        student = deepcopy(member.student).to(example.images.device, plan.dtype)
         teachers = [Teacher(teacher.net, first) for teacher in teachers]
         for stage in method.stages:
             losses = resolve(stage, student, teachers, example, built).to(example.images.device, plan.dtype).eval()
-            _check_answers(losses, example)
+            _check_answers(losses, example, loader.split.labels.cpu())
             losses(example)
             built = losses.built
 
 
-def _check_answers(losses: Losses, example: Batch) -> None:
-    """Raise ShapeMismatch where answers are matched and there is not one for each class on both sides."""
+def _check_answers(losses: Losses, example: Batch, labels: Tensor) -> None:
+    """Raise BadData, ShapeMismatch for answers that do not fit the labels, or, where matched, each other."""
     taught, seen = look(losses.stage, losses.student, losses.teachers, example)
+    check_answers(seen["out"], example.labels)
+    if labels.ndim == 1:
+        check_labels(labels, seen["out"].shape[1])
     for match in losses.stage.matches:
         if match.teacher_taps != ("out",) or match.student_taps != ("out",):
             continue

@@ -20,7 +20,8 @@ class Stage:
     `train`: which parameters of the student move: "all"; "reached", those that the losses depend on; "new", those of
     them that no earlier stage moved; "connectors", none. Connectors of the losses always move, except the teacher's
     side, which moves only with `train="connectors"`. All else is frozen: no gradient, and batch norm in eval mode.
-    `share`: of the plan's epochs, in (0, 1]. `teacher`: its mode, see `Teacher`. `plan`: what the stage sets otherwise
+    `share`: of the plan's epochs, in (0, 1]; the task has all of them, and what comes before it is added.
+    `teacher`: its mode, see `Teacher`. `plan`: what the stage sets otherwise
     than the plan ({"optimiser": "adam", "lr": 1e-3}).
     """
 
@@ -38,6 +39,16 @@ class Stage:
     @property
     def matches(self) -> list[Match]:
         return [loss for loss in self.losses if isinstance(loss, Match)]
+
+    @property
+    def answers(self) -> list[Match]:
+        """Those of the matches that compare what the networks answer, as kd does."""
+        return [match for match in self.matches if "out" in match.student_taps]
+
+    @property
+    def scaled(self) -> list[Match]:
+        """What a factor of the method's weights multiplies: its matches, but for answers that stand beside others."""
+        return [match for match in self.matches if match not in self.answers] or self.answers
 
     @property
     def student_taps(self) -> list[str]:

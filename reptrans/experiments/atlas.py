@@ -10,12 +10,12 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from reptrans.data import Dataset
-from reptrans.distillation import METHODS, Method, Pair, capped, distill, loaders
+from reptrans.distillation import METHODS, Method, Pair, distill, loaders
 from reptrans.errors import BadValue, UnknownName, suggest
 from reptrans.experiments.autoencoding import AutoencodingRun, autoencode
 from reptrans.experiments.distillation import DistillationRun, Options, make_method
 from reptrans.experiments.l2t import L2TRun, train_one
-from reptrans.experiments.parameters import DatasetParameters, Names, piece
+from reptrans.experiments.parameters import DatasetParameters, Names, Positive, piece
 from reptrans.experiments.similarity import SimilarityRun, each_pair, rehearse, same_layers
 from reptrans.experiments.stitching import StitchingRun, layer_pairs, network_pairs, stitch_networks
 from reptrans.l2t import Matching
@@ -34,9 +34,9 @@ class AtlasRun(SimilarityRun):
 
     Networks, data, `layers`, `measures`, `fold`, `images`, `epochs` as in SimilarityRun; `limit` also bounds the images
     that stitches are fitted on. `test_images`: evenly spaced ones that accuracies are of; 0 takes all. `student`, from
-    `labelled` images of each class and for `student_epochs`: by `method` (with `options`, as in DistillationRun) from
-    one layer of A to the last of `student_layers`, and by L2T-ww from all layers of A to all of these. `pictures`:
-    evenly spaced test images, recovered from A's layers in `steps` steps.
+    `labelled` images of each class and for `student_epochs`: by `method` (with `options`, as in DistillationRun, its
+    published weights times `factor`) from one layer of A to the last of `student_layers`, and by L2T-ww from all layers
+    of A to all of these. `pictures`: evenly spaced test images, recovered from A's layers in `steps` steps.
     """
 
     image_size: int = Field(0, ge=0)
@@ -49,6 +49,7 @@ class AtlasRun(SimilarityRun):
     student_layers: Names = "relu1,relu2,relu3"
     method: str = "sp"
     options: Options = ""
+    factor: Positive = 0.1
     labelled: int = Field(5, ge=1)
     student_epochs: int = Field(40, ge=1)
     batch_size: int = Field(25, ge=2)
@@ -207,7 +208,7 @@ class _Lesson:
         return build(self.p.student, **self.few.form, seed=_STUDENTS + self.seed).to(self.train.device, self.plan.dtype)
 
     def method(self, layer: str) -> Method:
-        """The method with that layer of the teacher as all its positions, its losses capped."""
+        """The method with that layer of the teacher as all its positions."""
         pair = Pair(self.student(), (self.teacher,), _only(names(self.p.student_layers)[-1]), _only(layer))
         method = make_method(self.p.method, pair, self.p.options)
         looked = {tap for stage in method.stages for match in stage.matches for tap in match.teacher_taps}
@@ -216,13 +217,14 @@ class _Lesson:
                 f"the method {self.p.method!r} looks at {', '.join(sorted(looked)) or 'no layer'} of the teacher, and "
                 f"here {layer} alone should teach. Choose another, for instance sp, nst or at."
             )
-        return capped(method, pair, next(iter(self.train.plain())), self.settings.cap)
+        return method
 
     def accuracy(self, method: Method, folder: Path) -> float:
         """The test accuracy of the student after its last epoch."""
         _, rows = distill(
-            self.student(), self.teacher, method, self.train, self.plan, test=self.test, look_every=self.plan.epochs,
-            folder=folder, label=f"{method.name}, seed {self.seed}",
+            self.student(), self.teacher, method, self.train, self.plan, factor=self.p.factor,
+            watch={"test": self.test}, look_every=self.plan.epochs, folder=folder,
+            label=f"{method.name}, seed {self.seed}",
         )  # fmt: skip
         return rows["test_accuracy"].iloc[-1]
 

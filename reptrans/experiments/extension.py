@@ -7,6 +7,7 @@ from typing import Literal
 import pandas as pd
 from pydantic import Field
 
+from reptrans.bench import effect
 from reptrans.data import Dataset
 from reptrans.experiments.parameters import DatasetParameters, Names, NotNegative, Thousand, Trained, Weight, named
 from reptrans.extension.hidden import MODES, Hidden
@@ -28,14 +29,14 @@ class ExtensionRun(Trained, DatasetParameters):
     Hidden; `weight` of output losses. `count`: networks in each sequence.
     """
 
-    model: str = "cnn3_w8"
+    model: str = "cnn5_w8"
     image_size: NotNegative = 0
     limit: NotNegative = 25
     conditions: named(lambda: [*hidden_losses(), *OUTPUT_LOSSES, "lens"], "condition") = (
-        "lin_cka,exp_var,l2_corr,adaptive_diversity,lens"
+        "lin_cka,exp_var,adaptive_diversity,lens"
     )
-    layer: Names = "conv2"
-    report: Names = "conv1,conv2,conv3"
+    layer: Names = "conv3"
+    report: Names = "conv1,conv2,conv3,conv4,conv5"
     mode: Literal[tuple(MODES)] = "extension"
     sign: Literal[-1, 1] = -1
     depth: int = Field(-1, ge=-1, le=100)
@@ -43,7 +44,7 @@ class ExtensionRun(Trained, DatasetParameters):
     w_dis: Weight = 1.0
     weight: Weight = 1.0
     count: int = Field(2, ge=2, le=1000)
-    seeds: Thousand = 5
+    seeds: Thousand = 8
     images: int = Field(500, ge=4)
 
     @property
@@ -89,3 +90,22 @@ def extend_all(p: ExtensionRun, dataset: Dataset, folder: Path) -> pd.DataFrame:
             # Independent training first, since all else is read beside it.
             tables.append(rows.sort_values("condition", key=lambda c: c != "independent", kind="stable"))
     return pd.concat(tables, ignore_index=True)
+
+
+def prices(rows: pd.DataFrame, layer: str) -> pd.DataFrame:
+    """What each condition changes in the last network of a sequence, against independent training from the same seed.
+
+    For every condition the paired difference of `similarity` at `layer`, of `accuracy` and of `ensemble_accuracy`, each
+    with the 95 % interval of its mean over seeds (`_low`, `_high`), and the number of seeds.
+    """
+    last = rows[rows["k"] == rows["k"].max()]
+    at = last[last["layer"] == layer].drop_duplicates(["seed", "condition"])
+    found = {}
+    for value in ("similarity", "accuracy", "ensemble_accuracy"):
+        table = at.pivot(index="seed", columns="condition", values=value)
+        for name in at["condition"].unique():
+            if name != "independent":
+                each = effect(table[name] - table["independent"])
+                own = {value: each.mean, f"{value}_low": each.low, f"{value}_high": each.high, "n": each.n}
+                found.setdefault(name, {"condition": name}).update(own)
+    return pd.DataFrame(found.values())

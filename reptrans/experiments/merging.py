@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from reptrans.data import Dataset, Loader
 from reptrans.errors import BadValue
-from reptrans.experiments.parameters import Count, NotNegative, Positive, Thousand, TrainingParameters, Weight
+from reptrans.experiments.parameters import Count, Names, NotNegative, Positive, Thousand, TrainingParameters, Weight
 from reptrans.merging.align import ALIGNMENTS, aligned
 from reptrans.merging.fitting import FAIR, SOURCE, Matching, match_models
 from reptrans.merging.interpolate import barrier, path_rows
@@ -25,7 +25,8 @@ class MergingRun(TrainingParameters):
     """Pairs of networks to average, students and teachers to match, and how.
 
     `pairs` networks of `model` from seeds 2i and 2i + 1 are averaged; the one from seed 2i is the student of a
-    `teacher` from the same seed. `train_*`: how all networks are trained, once; `checkpoints` (two for each pair) and
+    `teacher` from the same seed. `widths`: networks, joined by commas, that are averaged like `model`, to see what width
+    does. `train_*`: how all networks are trained, once; `checkpoints` (two for each pair) and
     `teacher_checkpoints` are files to load instead, joined by commas. `layers`: student:teacher pairs whose likeness
     is reported. `images`: of the training split, that align, re-estimate batch norm and are matched on; as many of the
     test split are held out. `test_images`: so many, chosen at random, are scored; 0 for all. `points`: on the path.
@@ -33,6 +34,7 @@ class MergingRun(TrainingParameters):
 
     model: str = "cnn3_w16"
     teacher: str = "resnet8"
+    widths: Names = "cnn3_w2,cnn3_w4,cnn3_w8,cnn3_w16"
     checkpoints: str = ""
     teacher_checkpoints: str = ""
     image_size: NotNegative = 0
@@ -113,6 +115,19 @@ def barriers(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def merge_widths(p: MergingRun, dataset: Dataset) -> pd.DataFrame:
+    """The `barriers` of `pairs` pairs of each network in `widths`, with its name as `model` and the mean accuracy of
+    the two ends as `accuracy_ends`."""
+    tables = []
+    for model in progress(names(p.widths), "widths"):
+        pairs = [tuple(p.trained(model, dataset, seed) for seed in (2 * k, 2 * k + 1)) for k in range(p.pairs)]
+        paths = merge_pairs(p, dataset, [(*pair, None) for pair in pairs])
+        ends = paths[paths["share"].isin([0, 1])].groupby(["pair", "alignment", "statistics"])["accuracy"].mean()
+        found = barriers(paths).join(ends.rename("accuracy_ends"), on=["pair", "alignment", "statistics"])
+        tables.append(found.assign(model=model))
+    return pd.concat(tables, ignore_index=True)
+
+
 def match_pairs(p: MergingRun, dataset: Dataset, networks: list[tuple]) -> tuple[pd.DataFrame, dict[str, nn.Module]]:
     """Rows of `match_models` for every student and teacher, as published and fairly; the first pair's students."""
     scored, tables, kept = _scored(p, dataset), [], {}
@@ -143,6 +158,9 @@ def _rehearse(p: MergingRun, dataset: Dataset, ours: list[str], theirs: list[str
     place = p.place
     a, b, teacher = (build(model, **dataset.form).to(**place).eval() for model in (p.model, p.model, p.teacher))
     images = next(iter(dataset.loader("test", min(32, len(dataset.test)), **place)))
+    for name in names(p.widths):
+        for by in ALIGNMENTS:
+            aligned(*(build(name, **dataset.form).to(**place).eval() for _ in "ab"), images.images, by)
     for student, layer in p.layer_pairs:
         compare(a, teacher, [images], [student], [layer])
     for by in ALIGNMENTS:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -121,7 +120,7 @@ def lensed(
     `checkpoint`: a file from which an interrupted training of the lens goes on; with several networks in a sequence,
     "{k}" in it stands for the number of old ones.
     """
-    chosen = {"plan": asdict(plan), "batch_size": batch_size, "scales": scales, "width": width, "w_rec": w_rec,
+    chosen = {"plan": plan.facts(), "batch_size": batch_size, "scales": scales, "width": width, "w_rec": w_rec,
               "w_adv": w_adv, "seed": seed}  # fmt: skip
 
     def condition(new: nn.Module, olds: Sequence[nn.Module], example: Tensor, training: bool = True) -> ThroughLens:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -173,7 +173,7 @@ def _objective(s: _Setting, new: nn.Module, olds: list[nn.Module], make: MakeCon
 def _file_name(s: _Setting, k: int, settings: dict, olds: list[nn.Module]) -> str:
     """Named after all that changes the result, the old networks' weights included."""
     model = s.model if isinstance(s.model, str) else f"{s.model.__module__}.{s.model.__qualname__}"
-    recipe = [model, fingerprint(s.dataset), [asdict(s.plan), s.batch_size, s.augment, s.seed], settings]
+    recipe = [model, fingerprint(s.dataset), [s.plan.facts(), s.batch_size, s.augment, s.seed], settings]
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
     for tensor in (t for old in olds for t in old.state_dict().values()):
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -49,8 +49,8 @@ def softened_kl(temperature: float = 4.0) -> Distance:
     above_0(temperature=temperature)
 
     def distance(teacher: Tensor, student: Tensor) -> Tensor:
-        p = F.softmax(same_shape(teacher, student) / temperature, 1)
-        return F.kl_div(F.log_softmax(student / temperature, 1), p, reduction="batchmean")
+        log_p = F.log_softmax(same_shape(teacher, student) / temperature, 1)
+        return per_image(log_p.exp() * (log_p - F.log_softmax(student / temperature, 1)))
 
     distance.label = f"KL at T={temperature:g}"
     return distance

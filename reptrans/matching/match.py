@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from reptrans.matching.connectors import Learned
 from reptrans.matching.discrepancies import Distance
 from reptrans.matching.transforms import identity
-from reptrans.training import classification_loss
+from reptrans.training.evaluation import loss_of
 
 Weight = float | Callable[[float], float]
 
@@ -70,8 +70,12 @@ class CrossEntropy:
     def weight_at(self, progress: float) -> float:
         return self.weight(progress) if callable(self.weight) else self.weight
 
-    def value(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return classification_loss(_wide(logits), labels)
+    def value(self, logits: Tensor, labels: Tensor, counted: Tensor | None = None) -> Tensor:
+        """The mean over all images, or over those that are `counted` (b,), which is 0 where none is."""
+        if counted is None:
+            return loss_of(_wide(logits), labels)
+        counted = counted.to(_wide(logits).dtype)
+        return (loss_of(_wide(logits), labels, "none") * counted).sum() / counted.sum().clamp_min(1)
 
 
 def resized(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,7 +83,16 @@ def resized(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
     if teacher.ndim != 4 or student.ndim != 4 or teacher.shape[2:] == student.shape[2:]:
         return teacher, student
     size = tuple(min(a, b) for a, b in zip(teacher.shape[2:], student.shape[2:], strict=True))
-    return F.adaptive_avg_pool2d(teacher, size), F.adaptive_avg_pool2d(student, size)
+    return averaged(teacher, size), averaged(student, size)
+
+
+def averaged(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (n, c, h, w) averaged down to `size`, (h, w)."""
+    size = tuple(size)
+    windows = [a // b for a, b in zip(maps.shape[2:], size, strict=True)]
+    if tuple(w * s for w, s in zip(windows, size, strict=True)) == tuple(maps.shape[2:]):
+        return F.avg_pool2d(maps, windows)  # the same, which many students at once are faster with
+    return F.adaptive_avg_pool2d(maps, size)
 
 
 def term_names(losses: Sequence[Match | CrossEntropy]) -> list[str]:

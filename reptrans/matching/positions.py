@@ -1,5 +1,9 @@
-"""Where a network is usually looked at: the ends of its groups of one size, before and after ReLU, its embedding."""
+"""Where a network is usually looked at: the ends of its groups, before and after ReLU, its embedding.
 
+Of the families that papers distil a table knows them, `published`; of others the ends of runs of one size are taken.
+"""
+
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -11,9 +15,9 @@ from reptrans.errors import BadValue, ShapeMismatch
 from reptrans.layers import channel_axes, cuttable_layers, front, layer_table
 from reptrans.layers.axes import patch_square
 from reptrans.layers.trace import Traced, trace
+from reptrans.matching.published import RECTIFIERS, Groups, published
 from reptrans.training import evaluating
 
-_RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU)
 _BY_HAND = "Name them: Positions(groups=..., starts=..., before=..., layers=..., embedding=...)."
 _FUNCTIONS = (F.relu, torch.relu, F.relu6, F.leaky_relu, F.gelu, F.silu)
 
@@ -22,11 +26,11 @@ _FUNCTIONS = (F.relu, torch.relu, F.relu6, F.leaky_relu, F.gelu, F.silu)
 class Positions:
     """Taps of one network, from its input to its output.
 
-    `groups`: the last layer of every run of layers with maps of one size. `starts`: the first activation in each of
-    them, or the end of the group before where a group has one activation only. `before`: what the ReLU at each group's
-    end gets; where a group ends with a sum (pre-activation), the batch norm that comes next; the group's end itself,
-    where no module gives it (a ReLU as a function on a sum). `layers`: every rectified layer, for methods that choose
-    among them. `embedding`: what the last linear layer gets.
+    `groups`: their ends. `starts`: the first activation in each of them, or the end of the group before where a group
+    has one activation only. `before`: what the ReLU at each group's end gets; where a group ends with a sum
+    (pre-activation), the batch norm that comes next; the group's end itself, where no module gives it (a ReLU as a
+    function on a sum). `layers`: every rectified layer, for methods that choose among them. `embedding`: what the last
+    linear layer gets. `source`: "table: WideResNet" and the like, "blocks" or "graph" (see `positions`), or "by hand".
     """
 
     groups: tuple[str, ...]
@@ -34,15 +38,20 @@ class Positions:
     before: tuple[str, ...]
     layers: tuple[str, ...]
     embedding: str
+    source: str = "by hand"
 
 
 def positions(net: nn.Module, images: Tensor) -> Positions:
-    """The usual taps of `net`, found from its graph and one forward pass of `images`.
+    """The usual taps of `net`, from the table of published ones (`published`) if it knows the network's family.
 
-    Only layers that separate input from output count. Of a network with tokens, or with channels last, they are its
-    blocks as maps (`:map`): the last of every size, or, where all are of one size as in a vision transformer, the ends
-    of four quarters. A network without maps, tokens or linear layer raises BadValue: give a `Positions` by hand.
+    "blocks": of another network with tokens, or with channels last, they are its blocks as maps (`:map`): the last of
+    every size, or, where all are of one size as in a vision transformer, the ends of four quarters. "graph": of all
+    others the last layer of every run of layers with maps of one size, found from the graph and one forward pass of
+    `images`; only layers that separate input from output count. A network without maps, tokens or linear layer raises
+    BadValue: give a `Positions` by hand.
     """
+    if known := published(net):
+        return _of_table(net, images, *known)
     blocks = _of_blocks(net, images)
     if blocks and any(tap.endswith(":map") for tap in blocks.groups):
         return blocks
@@ -54,13 +63,29 @@ def positions(net: nn.Module, images: Tensor) -> Positions:
         return blocks
 
 
+def _of_table(net: nn.Module, images: Tensor, family: str, groups: Groups) -> Positions:
+    ends = tuple(group[-1] for group in groups)
+    starts = tuple(group[0] if len(group) > 1 else ends[max(k - 1, 0)] for k, group in enumerate(groups))
+    before, layers = ends, tuple(tap for group in groups for tap in group)
+    linear = _linear(net)
+    if not linear:
+        raise BadValue(f"{type(net).__name__} has no linear layer, so its embedding cannot be found. {_BY_HAND}")
+    if not ends[0].endswith(":map"):
+        # Without a graph, what the ReLUs get is not known.
+        with suppress(BadValue):
+            traced = _graph(net)
+            before = tuple(_before(traced, end) for end in ends)
+            layers = _of_graph(net, images).layers
+    return Positions(ends, starts, before, layers, f"{linear[-1]}:in", f"table: {family}")
+
+
 def _of_graph(net: nn.Module, images: Tensor) -> Positions:
     traced = _graph(net)
     table = layer_table(net, images).set_index("layer")
     order = {node: place for place, node in enumerate(traced.graph.nodes)}
     maps = [name for name in table.index if table.cut[name] and len(table.output[name]) == 3]
     maps = sorted((n for n in maps if max(table.output[n][1:]) > 1), key=lambda n: order[traced.nodes[n]])
-    linear = [name for name, module in net.named_modules() if isinstance(module, nn.Linear) and name in table.index]
+    linear = [name for name in _linear(net) if name in table.index]
     if not maps or not linear:
         raise BadValue(
             f"{type(net).__name__} has no {'linear layer' if maps else 'maps'} at which it can be cut, so the usual "
@@ -68,13 +93,14 @@ def _of_graph(net: nn.Module, images: Tensor) -> Positions:
         )
     runs = [list(names) for _, names in groupby(maps, key=lambda n: table.output[n][1:])]
     groups = tuple(_outermost(run, traced) for run in runs)
-    rectified = [[n for n in run if isinstance(net.get_submodule(n), _RECTIFIERS)] for run in runs]
+    rectified = [[n for n in run if isinstance(net.get_submodule(n), RECTIFIERS)] for run in runs]
     return Positions(
         groups,
         tuple(_start(k, rectified[k], groups, traced) for k in range(len(runs))),
         tuple(_before(traced, name) for name in groups),
         tuple(_distinct([n for found in rectified for n in found], traced)),
         f"{linear[-1]}:in",
+        "graph",
     )
 
 
@@ -87,7 +113,7 @@ def _of_blocks(net: nn.Module, images: Tensor) -> Positions | None:
         shapes = {name: tuple(value.shape[1:]) for name, value in front(net, names)(images).items()}
         axes = channel_axes(net, names, images)
     grids = {name: grid for name in names if (grid := _grid(shapes[name], axes[name])) and max(grid) > 1}
-    linear = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+    linear = _linear(net)
     if not linear or not grids:
         return None
     runs = [_blocks(list(run)) for _, run in groupby(grids, key=grids.__getitem__)]
@@ -98,7 +124,12 @@ def _of_blocks(net: nn.Module, images: Tensor) -> Positions | None:
         groups = [run[-1] for run in runs]
     taps = {name: name if axes[name] == 1 else f"{name}:map" for name in grids}
     ends = tuple(taps[name] for name in groups)
-    return Positions(ends, (ends[0], *ends[:-1]), ends, tuple(taps[n] for run in runs for n in run), f"{linear[-1]}:in")
+    layers = tuple(taps[name] for run in runs for name in run)
+    return Positions(ends, (ends[0], *ends[:-1]), ends, layers, f"{linear[-1]}:in", "blocks")
+
+
+def _linear(net: nn.Module) -> list[str]:
+    return [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
 
 
 def _grid(shape: tuple[int, ...], axis: int) -> tuple[int, int] | None:
@@ -148,13 +179,13 @@ def _distinct(names: list[str], traced: Traced) -> list[str]:
 def _before(traced: Traced, name: str) -> str:
     node = traced.nodes[name]
     called = _module(traced, node)
-    if isinstance(called, _RECTIFIERS):
+    if isinstance(called, RECTIFIERS):
         return f"{node.target}:in"
     if node.op == "call_function" and node.target in _FUNCTIONS:
         return next((n for n, other in traced.nodes.items() if other is node.args[0]), name)
     for norm in node.users:
         if isinstance(_module(traced, norm), nn.modules.batchnorm._BatchNorm):
-            if any(isinstance(_module(traced, user), _RECTIFIERS) or user.target in _FUNCTIONS for user in norm.users):
+            if any(isinstance(_module(traced, user), RECTIFIERS) or user.target in _FUNCTIONS for user in norm.users):
                 return norm.target
     return name
 

@@ -4,6 +4,7 @@
 "layer2:in"              its input (of a ReLU: the pre-activations)
 "blocks.3:map"           its output with the channels last, tokens (n, t, d) or (n, h, w, c), as a map (n, c, h, w)
 "out"                    the network's output
+"labels"                 the images' labels, for what is said of the right class
 "grad:loss"              the gradient, by the image, of the image's own cross-entropy with its label
 "grad:logit"             the gradient, by the image, of the logit of its label
 "grad:attention@layer2"  the gradient, by the image, of the largest entry of the layer's pooled attention map
@@ -37,13 +38,13 @@ def tapped(
 
     Values are copies, safe from in-place operations behind them. With `keep_graph` they can be differentiated by the
     network's parameters, gradients by the image too; without, all are detached, and only gradients cost a backward
-    pass. `labels` (n,) are needed for "grad:loss" and "grad:logit".
+    pass. `labels` (n,) are needed for "labels", "grad:loss" and "grad:logit".
     Raises LayerNotFound; BadValue for a tap of another form, a layer without a tensor, or missing labels.
     """
     taps = list(dict.fromkeys(taps))
     check_taps(net, taps)
     gradients = [tap for tap in taps if tap.startswith("grad:")]
-    direct, places = {tap for tap in taps if tap not in gradients}, {_place(g) for g in gradients}
+    direct, places = set(taps) - {"labels", *gradients}, {_place(g) for g in gradients}
     with torch.set_grad_enabled(bool(gradients) or (keep_graph and torch.is_grad_enabled())):
         if gradients:
             images = images.detach().clone().requires_grad_()
@@ -56,6 +57,8 @@ def tapped(
             scalar = _scalar(tap, (of or values)[_place(tap)], labels).sum()
             # The sum over images: each image's own gradient, for no image's scalar depends on another image.
             (values[tap],) = torch.autograd.grad(scalar, images, create_graph=keep_graph, retain_graph=True)
+    if "labels" in taps:
+        values["labels"] = _needed(labels, "labels")
     return {tap: values[tap] if keep_graph else values[tap].detach() for tap in taps}
 
 
@@ -68,7 +71,7 @@ def check_taps(net: nn.Module, taps: Iterable[str]) -> None:
             raise BadValue(
                 f"there is no tap {tap!r}. Gradients by the image are grad:loss, grad:logit, grad:attention@LAYER."
             )
-        if _place(tap) != "out":
+        if _place(tap) not in ("out", "labels"):
             _module(net, _place(tap))
 
 
@@ -131,12 +134,16 @@ def _scalar(tap: str, value: Tensor, labels: Tensor | None) -> Tensor:
     """The scalar (n,) of every image that a gradient tap differentiates."""
     if tap.startswith("grad:attention"):
         return _top_attention(value)
-    if labels is None:
-        raise BadValue(f"the tap {tap!r} needs the images' labels, but there are none.")
-    check_labels(labels, value.shape[1])
+    check_labels(_needed(labels, tap), value.shape[1])
     if tap == "grad:loss":
         return F.cross_entropy(value, labels, reduction="none")
     return value.gather(1, labels[:, None]).squeeze(1)
+
+
+def _needed(labels: Tensor | None, tap: str) -> Tensor:
+    if labels is None:
+        raise BadValue(f"the tap {tap!r} needs the images' labels, but there are none.")
+    return labels
 
 
 def _top_attention(maps: Tensor) -> Tensor:

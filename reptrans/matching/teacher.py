@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -17,6 +18,7 @@ from reptrans.training.evaluation import device_of
 
 MODES = ("eval", "batch")
 BUDGET = 2**30
+_BY_LABELS = {"labels", "grad:loss", "grad:logit"}
 
 
 class Teacher:
@@ -36,13 +38,24 @@ class Teacher:
         self._kept: dict[str, Tensor] = {}
         self._sizes: dict[str, int] = {}
 
-    def values(self, batch: Batch, taps: Iterable[str], mode: str = "eval") -> dict[str, Tensor]:
-        """{tap: detached value} for one batch of the loader."""
+    def values(
+        self, batch: Batch, taps: Iterable[str], mode: str = "eval", *, own_labels: bool = True
+    ) -> dict[str, Tensor]:
+        """{tap: detached value} for one batch of the loader.
+
+        `own_labels`: whether the batch has the loader's labels. With others, what depends on them is not kept.
+        """
         taps = list(taps)
         choose(mode, MODES, "the teacher's mode is {}", BadValue)
-        if mode == "eval" and self.keeps and self._prepared(batch, taps):
+        same = own_labels or not _BY_LABELS.intersection(taps)
+        if mode == "eval" and self.keeps and same and self._prepared(batch, taps):
             return {tap: self._kept[tap].index_select(0, batch.index) for tap in taps}
         return self._run(batch, taps, mode)
+
+    @cached_property
+    def answers(self) -> Tensor:
+        """What the network returns for all the loader's images (n, ...), in their order and without augmentation."""
+        return torch.cat([found["out"] for found in self.over_all(["out"])])
 
     def over_all(self, taps: Iterable[str]) -> Iterator[dict[str, Tensor]]:
         """{tap: value} for every batch of the loader's images, in their order and without augmentation."""

@@ -1,4 +1,4 @@
-"""Plain chains of layers, one after another: LeNet, Tiny10, Dense and a three-layer CNN for very small images.
+"""Plain chains of layers, one after another: LeNet, Tiny10, Dense and two CNNs for very small images.
 
 Each is an `nn.Sequential` whose names are those of the layers (conv1, bn1, relu1, ...), so it can be cut anywhere.
 LeNet, Tiny10 and Dense are those of Csiszárik et al., 2021 ("Similarity and Matching of Neural Network
@@ -64,4 +64,13 @@ def cnn3(num_classes: int, in_channels: int, image_size: Size, width: int) -> nn
     layers = convolution(1, in_channels, width, padding=1) | {"pool1": nn.MaxPool2d(2)}
     layers |= convolution(2, width, 2 * width, padding=1) | {"pool2": nn.MaxPool2d(2)}
     layers |= convolution(3, 2 * width, 4 * width, padding=1)
+    return nn.Sequential(layers | head(4 * width, num_classes))
+
+
+def cnn5(num_classes: int, in_channels: int, image_size: Size, width: int) -> nn.Sequential:
+    """Five padded 3x3 convolutions: two of `width` channels, two of twice, one of four times; max pools between."""
+    layers = convolution(1, in_channels, width, padding=1) | convolution(2, width, width, padding=1)
+    layers |= {"pool1": nn.MaxPool2d(2)} | convolution(3, width, 2 * width, padding=1)
+    layers |= convolution(4, 2 * width, 2 * width, padding=1) | {"pool2": nn.MaxPool2d(2)}
+    layers |= convolution(5, 2 * width, 4 * width, padding=1)
     return nn.Sequential(layers | head(4 * width, num_classes))

@@ -32,6 +32,7 @@ FAMILIES = (
     Family("nbn_tiny10", chains.nbn_tiny10, "nbn_tiny10", smallest=27),
     Family("dense", chains.dense, "dense"),
     Family(f"cnn3_w{_K}", chains.cnn3, "cnn3_w8 cnn3_w16 cnn3_w32", smallest=4),
+    Family(f"cnn5_w{_K}", chains.cnn5, "cnn5_w8 cnn5_w16", smallest=4),
     Family("inceptionv1", inception.inceptionv1, "inceptionv1", smallest=32),
     Family(
         f"resnet20(?:_w{_K})?",
@@ -54,7 +55,7 @@ FAMILIES = (
 
 
 def model_names() -> list[str]:
-    """The names of this package's own networks; any number k goes in cnn3_w{k}, resnet20_w{k} and wrn_{depth}_{k}."""
+    """The names of this package's own networks; any number k goes in cnn3_w{k}, cnn5_w{k}, resnet20_w{k} and wrn_{depth}_{k}."""
     return [name for family in FAMILIES for name in family.listed.split()]
 
 
@@ -76,8 +77,8 @@ def _find(name: str) -> tuple[Family, list[int | str]]:
         if match := re.fullmatch(family.pattern, name):
             return family, [int(g) if g.isdigit() else g for g in match.groups() if g is not None]
     raise UnknownName(
-        f"There is no network {name!r}. {suggest(name, model_names(), 'Networks')}; also cnn3_w{{k}}, resnet20_w{{k}} "
-        "and wrn_{depth}_{k} of any k, torchvision/NAME, timm/NAME, hf/TYPE, and module:function or "
+        f"There is no network {name!r}. {suggest(name, model_names(), 'Networks')}; also cnn3_w{{k}}, cnn5_w{{k}}, "
+        "resnet20_w{k} and wrn_{depth}_{k} of any k, torchvision/NAME, timm/NAME, hf/TYPE, and module:function or "
         "path/to/file.py:function of your own."
     )
 

@@ -16,14 +16,15 @@ from reptrans.training.batches import answers_of, batches, checked_network
 from reptrans.training.schedule import Plan, autocast
 
 
-def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy in nats, a scalar.
+def classification_loss(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    """Mean cross-entropy in nats, a scalar; with `reduction="none"` that of each image, (n,).
 
     `logits`: (n, k). `labels`: (n,) class numbers: -log softmax(logits)[label], mean over n. Or (n, k) zeros and ones,
     several true at once: -y log s(x) - (1 - y) log(1 - s(x)) with the logistic s, mean over all n * k entries.
     Raises ShapeMismatch.
     """
-    return _loss(logits, labels, "mean")
+    check_answers(logits, labels)
+    return loss_of(logits, labels, reduction)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -32,8 +33,8 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     `logits`: (n, k). `labels`: (n,), right where the largest logit is the label's; or (n, k), several true at once,
     right where the logit's sign says so (above 0: true), mean over all entries. Raises ShapeMismatch.
     """
-    right = _right(logits, labels)
-    return right.to(wide(logits.device)).mean()
+    check_answers(logits, labels)
+    return right(logits, labels).to(wide(logits.device)).mean()
 
 
 def predict(net: nn.Module, loader: Iterable) -> tuple[Tensor, Tensor]:
@@ -59,15 +60,16 @@ def evaluate(net: nn.Module, loader: Iterable, plan: Plan | None = None) -> dict
     sums, entries, images = [], 0, 0
     with _answers(net, loader, plan) as answers:
         for logits, labels in answers:
-            right, loss = _right(logits, labels).sum(), _loss(logits.to(wide(logits.device)), labels, "sum")
-            sums.append(torch.stack([right.to(loss.dtype), loss]))
+            check_answers(logits, labels)
+            hits, loss = right(logits, labels).sum(), loss_of(logits.to(wide(logits.device)), labels, "sum")
+            sums.append(torch.stack([hits.to(loss.dtype), loss]))
             entries += labels.numel()
             images += len(labels)
     if not images:
         raise _no_images()
     # Fetched together, for every fetch stops a GPU.
-    right, loss = (sum(column) for column in zip(*torch.stack(sums).tolist(), strict=True))
-    return {"accuracy": right / entries, "cross_entropy": loss / entries, "images": images}
+    hits, loss = (sum(column) for column in zip(*torch.stack(sums).tolist(), strict=True))
+    return {"accuracy": hits / entries, "cross_entropy": loss / entries, "images": images}
 
 
 @contextmanager
@@ -111,26 +113,28 @@ def _answers(net: nn.Module, loader: Iterable, plan: Plan | None = None) -> Iter
             loader.epoch = epoch
 
 
-def _loss(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
-    if _several(logits, labels):
-        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction=reduction)
-    return F.cross_entropy(logits, labels.long(), reduction=reduction)
+def loss_of(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    """`classification_loss` of what is known to fit: no value is looked at."""
+    if labels.ndim < 2:
+        return F.cross_entropy(logits, labels.long(), reduction=reduction)
+    found = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction=reduction)
+    return found.mean(1) if reduction == "none" else found
 
 
-def _right(logits: Tensor, labels: Tensor) -> Tensor:
-    return (logits > 0) == (labels > 0) if _several(logits, labels) else logits.argmax(1) == labels
+def right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Where an answer is right, (n,), or (n, k) for yes-or-no labels, of what is known to fit."""
+    return (logits > 0) == (labels > 0) if labels.ndim > 1 else logits.argmax(1) == labels
 
 
-def _several(logits: Tensor, labels: Tensor) -> bool:
-    """Whether labels are (n, k), several true at once, and not (n,) class numbers."""
-    if logits.ndim == 2 and (labels.shape == logits.shape or labels.shape == logits.shape[:1]):
-        if labels.ndim == 1:
-            check_labels(labels, logits.shape[1])
-        return labels.ndim == 2
-    raise ShapeMismatch(
-        f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not fit. Logits must be (n, k); labels (n,) "
-        "class numbers, or (n, k) zeros and ones."
-    )
+def check_answers(logits: Tensor, labels: Tensor) -> None:
+    """Refuse what is neither logits (n, k) with labels (n,) class numbers, nor with (n, k), several true at once."""
+    if not (logits.ndim == 2 and (labels.shape == logits.shape or labels.shape == logits.shape[:1])):
+        raise ShapeMismatch(
+            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not fit. Logits must be (n, k); labels "
+            "(n,) class numbers, or (n, k) zeros and ones."
+        )
+    if labels.ndim == 1:
+        check_labels(labels, logits.shape[1])
 
 
 def check_labels(labels: Tensor, classes: int) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
 
@@ -68,7 +68,7 @@ class Keeper:
 def identity(plan: Plan, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer, loader: object) -> dict:
     """What must agree for a checkpoint to be one of the same training, as JSON data."""
     return {
-        "plan": asdict(plan),
+        "plan": plan.facts(),
         "parameters": _shapes(modules),
         "groups": [
             {"tensors": len(group["params"])} | {name: value for name, value in group.items() if name != "params"}

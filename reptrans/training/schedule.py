@@ -7,14 +7,14 @@ scheduler, and every schedule has a formula to check.
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from reptrans.errors import BadValue, check_whole, choose
 
 OPTIMISERS = ("sgd", "adam", "adamw")
-SCHEDULES = ("steps", "one_cycle", "cosine", "constant")
+SCHEDULES = ("steps", "one_cycle", "cosine", "constant", "milestones")
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
 # Of a plan's numbers: what they must be, in words and as a condition.
 _NUMBERS = {
@@ -34,7 +34,8 @@ class Plan:
     decoupled for adamw. `precision`: of the weights; "bfloat16" computes in bfloat16 where autocast allows and keeps
     float32 weights. `portable`: the weights are rounded to single precision after every step, so that a training in
     "float64" ends alike on every processor (see `rounding`); with another precision they are so in any case. `clip`:
-    largest norm of all gradients together, None for no limit. `seed`: of dropout and the like. Raises BadValue.
+    largest norm of all gradients together, None for no limit. `seed`: of dropout and the like. `milestones`: of the
+    schedule of this name, epochs from 1 on. `warmup`: epochs at the start over which the rate rises. Raises BadValue.
     """
 
     epochs: int = 30
@@ -48,22 +49,43 @@ class Plan:
     portable: bool = False
     clip: float | None = None
     seed: int = 0
+    milestones: tuple[int, ...] = ()
+    warmup: int = 0
 
     def __post_init__(self) -> None:
         for name, known in (("optimiser", OPTIMISERS), ("schedule", SCHEDULES), ("precision", tuple(PRECISIONS))):
             choose(getattr(self, name), known, f"{name} is {{}}", BadValue)
-        for name, least in (("epochs", 1), ("seed", 0)):
+        for name, least in (("epochs", 1), ("seed", 0), ("warmup", 0)):
             check_whole(name, getattr(self, name), least)
         for name, (wanted, holds) in _NUMBERS.items():
             if not _holds(value := getattr(self, name), holds) and (name, value) != ("clip", None):
                 raise BadValue(f"{name} is {value!r}; it must be {wanted}.")
         if self.optimiser == "sgd" and self.nesterov and self.momentum == 0:
             raise BadValue("nesterov is True and momentum is 0: Nesterov's step needs momentum. Set nesterov=False.")
+        _check_milestones(self)
+        _check_warmup(self)
 
     @property
     def dtype(self) -> torch.dtype:
         """The type of the weights."""
         return PRECISIONS[self.precision]
+
+    def over(self, epochs: int) -> "Plan":
+        """The same over other epochs, with milestones and warm-up in proportion."""
+        share = epochs / self.epochs
+        milestones = sorted({round(share * m) for m in self.milestones} & set(range(1, epochs)))
+        if self.milestones and not milestones:
+            return replace(self, epochs=epochs, schedule="constant", milestones=(), warmup=0)
+        return replace(
+            self, epochs=epochs, milestones=tuple(milestones), warmup=min(round(share * self.warmup), epochs - 1)
+        )
+
+    def facts(self) -> dict[str, object]:
+        """Its fields as plain data, by which files are named and trainings told apart.
+
+        What came later, `milestones` and `warmup`, is left out where it is not used: older files keep their names.
+        """
+        return {name: value for name, value in asdict(self).items() if value or name not in ("milestones", "warmup")}
 
 
 def learning_rate_factor(plan: Plan, step: int, steps_per_epoch: int) -> float:
@@ -75,15 +97,12 @@ def learning_rate_factor(plan: Plan, step: int, steps_per_epoch: int) -> float:
     never inside one (the stitching study's code compares with 0.333 and 0.666, which is an epoch earlier in long runs).
     "one_cycle" (Smith and Topin 2018, as torch's OneCycleLR with its defaults, but momentum stays as it is):
     from 1/25 up to 1 over the first 0.3 N steps and down to 1/250000 over the rest, each half a cosine.
+    "milestones": 0.1 ** (number of milestones up to epoch), epoch counted from 0; CIFAR-100 in Tian et al. 2020: 150,
+    180, 210 of 240.
+    In the first `warmup` epochs this is multiplied by (step + 1) / (warmup * steps_per_epoch).
     """
-    total = plan.epochs * steps_per_epoch
-    if plan.schedule == "steps":
-        return (1.0, 0.1, 0.01)[min(3 * (step // steps_per_epoch) // plan.epochs, 2)]
-    if plan.schedule == "cosine":
-        return _between(1.0, 0.0, step / total)
-    if plan.schedule == "one_cycle":
-        return _one_cycle(step, total)
-    return 1.0
+    rising = min(1.0, (step + 1) / (plan.warmup * steps_per_epoch)) if plan.warmup else 1.0
+    return rising * _schedule(plan, step, steps_per_epoch)
 
 
 def build_optimiser(plan: Plan, groups: list[dict]) -> torch.optim.Optimizer:
@@ -102,6 +121,19 @@ def autocast(plan: Plan | None, device: torch.device) -> contextlib.AbstractCont
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+def _schedule(plan: Plan, step: int, steps_per_epoch: int) -> float:
+    total = plan.epochs * steps_per_epoch
+    if plan.schedule == "milestones":
+        return 0.1 ** sum(milestone <= step // steps_per_epoch for milestone in plan.milestones)
+    if plan.schedule == "steps":
+        return (1.0, 0.1, 0.01)[min(3 * (step // steps_per_epoch) // plan.epochs, 2)]
+    if plan.schedule == "cosine":
+        return _between(1.0, 0.0, step / total)
+    if plan.schedule == "one_cycle":
+        return _one_cycle(step, total)
+    return 1.0
+
+
 def _one_cycle(step: int, total: int) -> float:
     start, end, top = 1 / 25, 1 / 25 / 1e4, 0.3 * total - 1
     if step <= top:
@@ -117,3 +149,25 @@ def _between(start: float, end: float, share: float) -> float:
 def _holds(value: object, condition: Callable[[float], bool]) -> bool:
     numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
     return numeric and math.isfinite(value) and condition(value)
+
+
+def _check_milestones(plan: Plan) -> None:
+    given = plan.milestones
+    if (plan.schedule == "milestones") != bool(given):
+        raise BadValue(
+            f"schedule is {plan.schedule!r} and milestones is {given!r}: the one needs the other. Give both, as in "
+            'schedule="milestones", milestones=(150, 180, 210), or neither.'
+        )
+    whole = isinstance(given, tuple) and all(type(epoch) is int and 1 <= epoch < plan.epochs for epoch in given)
+    if not whole or list(given) != sorted(set(given)):
+        raise BadValue(
+            f"milestones is {given!r}; it must be a tuple of whole numbers that rise, from 1 on and below "
+            f"epochs={plan.epochs}."
+        )
+
+
+def _check_warmup(plan: Plan) -> None:
+    if plan.warmup and plan.schedule == "one_cycle":
+        raise BadValue(f"warmup is {plan.warmup} and schedule 'one_cycle', which has a rise of its own. Set warmup=0.")
+    if plan.warmup >= plan.epochs:
+        raise BadValue(f"warmup is {plan.warmup}; it must be below epochs={plan.epochs}.")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reptrans.data import Loader, Split
-from reptrans.distillation.distill import distill
+from reptrans.distillation.distill import Member, distill, distill_together
 from reptrans.distillation.method import Pair
 from reptrans.distillation.methods import METHODS
 from reptrans.distillation.methods.selectivity import mmd
@@ -134,3 +134,67 @@ def test_attention_transfer(augment, methods):
           f"augment {augment}, {IMAGES} images: "
           f"plain {spread(times['plain'])} s, ours {spread(times['ours'])} s, "
           f"ratio {spread(ratios(times['plain'], times['ours']))}")  # fmt: skip
+
+
+class Small:
+    """The notebook's networks: softened answers of `cnn3_w16` for several `cnn3_w4`, in batches of 50."""
+
+    def __init__(self, students: int):
+        draw = torch.Generator().manual_seed(0)
+        split = Split(
+            torch.randint(0, 256, (800, 1, 8, 8), dtype=torch.uint8, generator=draw),
+            torch.randint(0, 10, (800,), generator=draw),
+        )
+        self.loader = Loader(split, 50, mean=(0.3,), std=(0.4,), shuffle=True)
+        self.students, self.plan = students, Plan(epochs=8, lr=0.01, schedule="constant", weight_decay=5e-4)
+        self.teacher = Teacher(self.network("cnn3_w16", 0).eval(), self.loader)
+        pair = Pair.of(self.network("cnn3_w4", 0), self.teacher, torch.zeros(2, 1, 8, 8))
+        self.method = METHODS["kd"](pair)
+
+    def network(self, name: str, seed: int) -> nn.Module:
+        return build(name, num_classes=10, in_channels=1, image_size=(8, 8), seed=seed)
+
+    def member(self, seed: int) -> Member:
+        return Member(self.network("cnn3_w4", seed), (self.teacher,), self.loader.over(self.loader.split, seed=seed))
+
+    def alone(self) -> list[nn.Module]:
+        found = [self.member(seed) for seed in range(self.students)]
+        return [distill(*m[:2], self.method, m.loader, self.plan)[0] for m in found]
+
+    def together(self) -> list[nn.Module]:
+        found = [self.member(seed) for seed in range(self.students)]
+        return [student for student, _ in distill_together(found, self.method, self.plan)]
+
+    def bare(self) -> list[nn.Module]:
+        """The same arithmetic in a loop that knows nothing else; the teacher's answers are computed once."""
+        with torch.no_grad():
+            answers = torch.cat([self.teacher.net(batch.images) for batch in self.loader.plain()])
+        return [self._bare(seed, answers) for seed in range(self.students)]
+
+    def _bare(self, seed: int, answers: Tensor) -> nn.Module:
+        student = self.network("cnn3_w4", seed).train()
+        optimiser = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        loader = self.loader.over(self.loader.split, seed=seed)
+        for _ in range(self.plan.epochs):
+            for images, labels, index in loader:
+                logits = student(images)
+                p, q = F.log_softmax(answers[index] / 4, 1), F.log_softmax(logits / 4, 1)
+                soft = (p.exp() * (p - q)).sum(1).mean()
+                loss = 0.1 * F.cross_entropy(logits, labels) + 0.9 * 16 * soft
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+        return student
+
+
+@pytest.mark.parametrize("students", [1, 32])
+def test_softened_answers_of_the_notebook(students):
+    setting = Small(students)
+    ways = {"bare": setting.bare, "alone": setting.alone, "together": setting.together}
+    weights = {name: [s.fc.weight.detach() for s in way()] for name, way in ways.items()}
+    for name in ("alone", "together"):
+        torch.testing.assert_close(weights[name], weights["bare"], rtol=0.1, atol=1e-2)
+    times = in_turns(**{name: partial(seconds, way) for name, way in ways.items()})
+    print(f"\nkd, cnn3_w16 to {students} x cnn3_w4, batches of 50 at 8x8: bare {spread(times['bare'])} s, "
+          f"one by one / bare {spread(ratios(times['alone'], times['bare']))}, "
+          f"one by one / side by side {spread(ratios(times['alone'], times['together']))}")  # fmt: skip

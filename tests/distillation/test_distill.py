@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from reptrans.distillation import METHODS
-from reptrans.distillation.distill import distill, loaders, moving, resolve
+from reptrans.distillation.distill import distill, loaders
+from reptrans.distillation.losses import moving, resolve
 from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.errors import BadValue, LayerNotFound, ReptransError, UnknownName
 from reptrans.matching import CrossEntropy, Learned, Match, Teacher, conv1x1_bn, l2, softened_kl
@@ -375,7 +376,7 @@ def test_a_prepared_student_is_trained_in_place_of_the_given_one(pair):
 def test_rows_say_where_they_are_from(pair, digits):
     test = digits.loader("test", 100, dtype=torch.float64)
     stages = [Stage([hint(1)], "reached", 0.2), Stage([CrossEntropy(0.5), logits()], share=0.8, plan={"lr": 0.01})]
-    _, rows = run(pair, *stages, test=test)
+    _, rows = run(pair, *stages, watch={"test": test})
     assert list(rows.columns[:5]) == ["method", "round", "stage", "epoch", "step"]
     assert list(rows["stage"]) == [1, 2, 2, 2] and list(rows["epoch"]) == [1, 1, 2, 3]
     assert rows["lr"].tolist()[:2] == [0.05, 0.01], "each stage has its own schedule, from its first epoch on"
@@ -412,7 +413,7 @@ def test_a_norm_without_parameters_follows_the_layers_that_train(digits):
     assert int(student[1].num_batches_tracked) == 6 and int(student[3].num_batches_tracked) == 3
 
 
-@pytest.mark.parametrize("name", ["kd", "fitnets", "ab", "jacobian"])
+@pytest.mark.parametrize("name", ["kd", "fitnets", "ab", "jacobian", "dkd"])
 def test_a_teacher_of_other_classes_is_said_before_anything_moves(digits, name):
     loader, _ = loaders(digits, 20, 0, "none", "cpu", torch.float64)
     nets = [build("cnn3_w2", num_classes=k, in_channels=1, image_size=(8, 8), seed=k).double() for k in (10, 7)]
@@ -427,7 +428,7 @@ def test_a_method_of_another_name_is_met_by_near_ones():
     with pytest.raises(UnknownName) as caught:
         METHODS["KD"]
     message = str(caught.value)
-    assert message.startswith("there is no method of distillation 'KD'. Did you mean 'kd' or 'rkd'")
+    assert message.startswith("there is no method of distillation 'KD'. Did you mean 'dkd' or 'kd' or 'rkd'")
     assert message.endswith(", ".join(METHODS))
     with pytest.raises(UnknownName, match="Did you mean 'fitnets'?"):
         METHODS["fitnet"]
@@ -456,5 +457,7 @@ def test_networks_that_return_more_than_logits_are_taken(digits, which):
         )
         teacher = Teacher(teacher.eval(), loader)
         method = METHODS["kd"](Pair.of(student, teacher, next(iter(loader)).images))
-        rows.append(distill(student, teacher, method, loader, Plan(epochs=1, precision="float64"), test=loader)[1])
+        rows.append(
+            distill(student, teacher, method, loader, Plan(epochs=1, precision="float64"), watch={"test": loader})[1]
+        )
     pd.testing.assert_frame_equal(*rows, rtol=1e-9)

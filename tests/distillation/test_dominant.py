@@ -122,7 +122,7 @@ def test_pre_regression_is_entropy_and_divergence_and_ignores_shifts():
 
 def test_the_stages(pair):
     first, second = dk2(pair, temperature=2.0, share=0.3).stages
-    assert (first.train, second.train, first.share, second.share) == ("reached", "all", 0.3, 0.7)
+    assert (first.train, second.train, first.share, second.share) == ("reached", "all", 0.3, 1.0)
     assert [(m.teacher, m.student) for m in first.matches] == [(f"relu{k}", f"relu{k}") for k in (1, 2, 3)]
     assert first.matches[0].distance.label == "cross-entropy at T=2"
     assert [loss.title for loss in dk2(pair, with_kd=True).stages[1].losses] == ["cross_entropy", "kd"]

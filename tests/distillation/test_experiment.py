@@ -1,63 +1,199 @@
-"""The survey's experiment: options, caps on weights, shared teachers, and what is reported."""
+"""The survey's experiment: three splits, equal trials, options and factors, and what is reported."""
 
+import math
 from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 from pydantic import ValidationError
 
+from reptrans.data import Split
 from reptrans.distillation import METHODS
-from reptrans.distillation.cap import capped
-from reptrans.distillation.distill import resolve
 from reptrans.errors import BadValue, UnknownName
 from reptrans.experiments.distillation import (
     DistillationRun,
+    beside,
     distill_all,
-    last_epochs,
+    gains,
+    has_answers,
     make_method,
     method_table,
+    plain_trial,
+    read_factors,
     read_options,
 )
+from reptrans.matching import CrossEntropy
 
 SMALL = {
-    "epochs": 3, "look_every": 2, "teacher_epochs": 1, "seeds": 2, "labelled": 5, "images": 60, "limit": 20,
-    "batch_size": 25,
+    "epochs": 2, "look_every": 2, "teacher_epochs": 1, "seeds": 2, "labelled": 5, "images": 60, "limit": 20,
+    "batch_size": 25, "holdout": 4, "teacher": "cnn3_w4", "student": "cnn3_w2", "tuning_seeds": 1,
 }  # fmt: skip
+
+
+def run(folder, dataset=None, **changes):
+    p = DistillationRun(**SMALL | changes)
+    return distill_all(p, dataset or p.load(), folder)
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
+    given = {"method": "plain,kd,nst,dk2", "options": "nst.kernel=linear", "grid": "0.1,1", "beside_kd": True}
     folder = tmp_path_factory.mktemp("run")
-    p = DistillationRun(method="plain,kd,nst,dk2", options="nst.kernel=linear", teacher="cnn3_w4", **SMALL)
-    return p, folder, distill_all(p, p.load(), folder)
+    return given, folder, run(folder, **given)
 
 
-def test_rows_are_of_every_seed_method_and_epoch(found):
-    p, _, result = found
-    counts = result.rows.groupby(["seed", "method"]).size()
-    assert set(counts) == {3, 4} and len(counts) == 2 * 4
+def test_rows_are_of_every_contestant_seed_and_epoch(found):
+    *_, result = found
+    contestants = ["plain", "kd", "nst", "dk2", "nst+kd", "dk2+kd"]
+    assert list(result.scores) == contestants == list(result.chosen) == list(result.students)
+    counts = result.rows.groupby(["method", "seed"]).size().unstack()
+    assert counts.loc["plain"].tolist() == [2, 2] and counts.loc["dk2"].tolist() == [3, 3]
+    assert result.scores.shape == (2, 6) and result.scores.min(axis=None) >= 0 and result.scores.max(axis=None) <= 1
     plain = result.rows.query("method == 'plain' and seed == 0")
-    assert list(plain["test_accuracy"].notna()) == [False, True, True]
-    last = last_epochs(result.rows)
-    assert len(last) == 8 and last["test_accuracy"].between(0, 1).all()
-    assert last.set_index(["seed", "method"]).loc[(0, "dk2"), "stage"] == 2
-    assert any("linear" in column for column in result.rows)
+    assert list(plain["validation_accuracy"].notna()) == [False, True]
+    assert not [column for column in result.rows if column.startswith("test")]
+    assert any("linear" in column for column in result.rows) and set(result.rows["layout"]) == {"contiguous"}
+    assert result.parameters["plain"] == result.parameters["nst"] != result.parameters["dk2"]
 
 
-def test_all_methods_of_a_seed_start_from_the_same_student(found):
+def test_everyone_has_the_same_trials(found):
+    *_, result = found
+    assert set(result.trials.groupby("method").size()) == {2} and set(result.trials["seed"]) == {10_000}
+    for name, factor in result.chosen.items():
+        own = result.trials[result.trials["method"] == name].set_index("trial")["score"]
+        assert own[factor] == own.max()
+
+
+def test_all_start_from_the_same_student(found):
     *_, result = found
     for _, table in result.moved.groupby(["seed", "layer"]):
         assert table["before"].nunique() == 1 and table["after"].nunique() > 1
     assert list(result.moved["layer"].unique()) == ["relu1", "relu2", "relu3"]
-    sizes = last_epochs(result.rows).groupby("method")["parameters"].unique()
-    assert sizes["plain"] == sizes["nst"] and sizes["dk2"] != sizes["plain"]
 
 
-def test_run_again_it_gives_the_same_rows(found):
-    p, folder, result = found
-    again = distill_all(p, p.load(), folder)
+def test_run_again_it_trains_nothing_and_gives_the_same(found, monkeypatch):
+    given, folder, result = found
+    monkeypatch.setattr("reptrans.experiments.distillation.distill_together", None)
+    again = run(folder, **given)
     pd.testing.assert_frame_equal(again.rows, result.rows)
-    pd.testing.assert_frame_equal(again.moved, result.moved)
+    pd.testing.assert_frame_equal(again.scores, result.scores)
+    for name, student in result.students.items():
+        for key, value in student.state_dict().items():
+            assert torch.equal(again.students[name].state_dict()[key], value)
+
+
+def test_one_by_one_they_end_as_side_by_side(tmp_path):
+    both = [run(tmp_path / str(k), method="plain,kd,at", together=k) for k in (0, 1)]
+    pd.testing.assert_frame_equal(both[0].scores, both[1].scores)
+    pd.testing.assert_frame_equal(both[0].rows, both[1].rows, rtol=1e-6)
+
+
+def test_no_choice_and_no_training_depends_on_test_images(tmp_path):
+    given = {"method": "plain,kd", "grid": "0.1,1"}
+    digits = DistillationRun(**SMALL | given).load()
+    shuffled = Split(digits.test.images.flip(0), digits.test.labels)
+    one, other = (
+        run(tmp_path / name, data, **given)
+        for name, data in (("as is", digits), ("other", replace(digits, test=shuffled)))
+    )
+    assert one.chosen == other.chosen
+    pd.testing.assert_frame_equal(one.trials, other.trials)
+    pd.testing.assert_frame_equal(one.rows, other.rows)
+    assert not one.scores.equals(other.scores)
+
+
+def test_labels_that_are_not_given_are_not_used(tmp_path):
+    """Validation images and the first five of each class by seed keep their labels; of the others all are shuffled."""
+    given = {"method": "plain,kd,jacobian,at_gradient,dkd", "seeds": 1, "teacher_checkpoint": str(tmp_path / "net.pt")}
+    from reptrans.data.split import limited
+    from reptrans.models import build
+
+    digits = DistillationRun(**SMALL | given).load().with_validation(4)
+    torch.save(build("cnn3_w4", **digits.form, seed=3).state_dict(), tmp_path / "net.pt")
+    known = limited(digits.train.labels, 5, 0)
+    other = (digits.train.labels + 3) % 10
+    other[known] = digits.train.labels[known]
+    hidden = replace(digits, train=Split(digits.train.images, other))
+    apart = lambda self, holdout: self  # noqa: E731 (the parts are made already)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reptrans.data.Dataset.with_validation", apart)
+        # The draw of labels goes by class, so it has to be that of the true ones.
+        patch.setattr("reptrans.experiments.distillation.limited", lambda *_: known)
+        one, two = (run(tmp_path / str(k), data, **given) for k, data in enumerate((digits, hidden)))
+    pd.testing.assert_frame_equal(one.scores, two.scores)
+    pd.testing.assert_frame_equal(one.rows.drop(columns="accuracy"), two.rows.drop(columns="accuracy"), rtol=1e-9)
+
+
+def test_gains_are_over_kd_where_kd_is_a_part(found, tmp_path):
+    *_, result = found
+    table, note = gains(result)
+    over = dict(zip(table["method"], table["over"], strict=True))
+    assert over == {"kd": "plain", "nst": "plain", "dk2": "plain", "nst+kd": "kd", "dk2+kd": "kd"}
+    assert {"factor", "cost", "parameters", "low", "high", "p", "published", "verdict"} <= set(table)
+    first = table.set_index("method").loc["nst"]
+    assert first["gain"] == pytest.approx((result.scores["nst"] - result.scores["plain"]).mean())
+    assert first["published"] == 0.0042 and math.isnan(table.set_index("method").loc["nst+kd", "published"])
+    assert result.cost["plain"] == 1 == result.cost["kd"] and result.cost["dk2"] > 1
+    table, note = gains(run(tmp_path, method="nst"))
+    assert table.empty and "Without plain and kd" in note
+
+
+def test_beside_kd_its_loss_stands_where_the_bare_task_stood(pair):
+    method = beside(METHODS["at"](pair), pair)
+    losses = method.stages[0].losses
+    assert method.name == "at+kd" and has_answers(method) and not has_answers(METHODS["at"](pair))
+    assert [type(loss) is CrossEntropy for loss in losses] == [True, False, False, False, False]
+    assert losses[0].weight == 0.1 and losses[1].student == "out"
+    assert method.stages[0].scaled == losses[2:]
+
+
+def test_factors_are_read_and_refused():
+    assert read_factors("at:0.3, sp+kd:1e-2") == {"at": 0.3, "sp+kd": 0.01} and read_factors("") == {}
+    with pytest.raises(UnknownName, match="there is no method 'att'. Did you mean 'at'"):
+        read_factors("att:1")
+    for wrong in ("at:0", "at:-1", "at:nan", "at:inf", "at:"):
+        with pytest.raises(BadValue, match="above 0|no number"):
+            read_factors(wrong)
+    with pytest.raises(BadValue, match="'x' is no number"):
+        read_factors("at:x")
+    with pytest.raises(BadValue, match="named twice"):
+        read_factors("at:1,at:2")
+
+
+def test_plain_tries_rates_and_decays():
+    assert [plain_trial(f) for f in (0.01, 0.1, 1, 3, 10)] == [(1, 0.01), (0.1, 1), (1, 1), (3, 1), (1, 10)]
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"grid": "1"}, "at least two different numbers"),
+        ({"grid": "1,x"}, "'x' is no number"),
+        ({"holdout": 0}, "greater than 0"),
+        ({"method": "plain,fitnet"}, "no method 'fitnet'"),
+        ({"labelled": -1}, "greater than or equal to 0"),
+        ({"factors": "at:0"}, "above 0"),
+    ],
+)
+def test_parameters_that_cannot_be(given, reason):
+    with pytest.raises((ValidationError, BadValue, UnknownName), match=reason):
+        DistillationRun(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"holdout": 20}, "be left to train on"),
+        ({"holdout": 0.001}, "takes 0 of the"),
+        ({"labelled": 17}, "limit is 17, but class '0' has 16 images"),
+        ({"seen": 40}, "limit is 40"),
+    ],
+)
+def test_splits_that_cannot_be_are_refused_before_training(given, reason, tmp_path, monkeypatch):
+    monkeypatch.setattr("reptrans.experiments.distillation.trained", None)
+    with pytest.raises(BadValue, match=reason):
+        run(tmp_path, method="plain,kd", **given)
 
 
 def test_options_are_read_and_refused():
@@ -84,36 +220,3 @@ def test_the_table_has_a_line_for_every_method(pair):
     assert set(METHODS) <= set(table["method"]) and len(table) == len(METHODS) + 3
     entries = [int(e) for e in table["entry"] if e]
     assert set(entries) == set(range(1, 18)) and entries == sorted(entries)
-
-
-def terms(method, pair, batch):
-    objective = resolve(method.stages[0], pair.student, pair.teachers, batch).double().eval()
-    return list(objective(batch)[0].values())
-
-
-def test_a_capped_method_counts_at_first_the_share_of_the_task_and_no_more(pair):
-    batch = next(iter(pair.teachers[0].loader.plain()))
-    heavy, light = METHODS["at"](pair, like="authors"), METHODS["at"](pair, beta=1e-3)
-    task, *matched = terms(capped(heavy, pair, batch, 0.25), pair, batch)
-    assert sum(matched).item() == pytest.approx(0.25 * task.item())
-    # All matches by one factor.
-    before = terms(heavy, pair, batch)[1:]
-    assert (matched[0] / before[0]).item() == pytest.approx((matched[2] / before[2]).item())
-    assert capped(light, pair, batch, 0.25).stages == light.stages
-    # What stands without the task, and softened logits, are left alone.
-    for name in ("fitnets", "kd", "sskd", "plain"):
-        method = METHODS[name](pair)
-        assert capped(method, pair, batch, 1e-6).stages == list(method.stages)
-
-
-def test_weights_that_change_are_capped_as_they_change(pair):
-    method = METHODS["at"](pair, like="authors")
-    growing = type(method.stages[0])([method.stages[0].losses[0], *(replaced(m) for m in method.stages[0].matches)])
-    batch = next(iter(pair.teachers[0].loader.plain()))
-    (stage,) = capped(type(method)("x", [growing]), pair, batch, 0.1).stages
-    weights = [stage.matches[0].weight_at(p) for p in (0.0, 0.5)]
-    assert weights[1] == pytest.approx(weights[0] * 0.5)
-
-
-def replaced(match):
-    return replace(match, weight=lambda progress: 1000 * (1 - progress))

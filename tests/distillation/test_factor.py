@@ -121,7 +121,7 @@ def test_the_reconstruction_loss_is_of_the_residual():
 def test_the_stages(pair):
     method = ft(pair)
     first, second = method.stages
-    assert (first.train, second.train, first.share + second.share) == ("connectors", "all", 1)
+    assert (first.train, second.train, first.share, second.share) == ("connectors", "all", 0.1, 1)
     assert second.matches[0].weight == 500 and ft(pair, like="paper").stages[1].matches[0].weight == 1
     assert first.matches[0].teacher == second.matches[0].teacher == "relu3"
     assert method.row()["teacher transform"] == "paraphraser, unit factor (k=0.5)"

@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reptrans.distillation.distill import distill, resolve
+from reptrans.distillation.distill import distill
+from reptrans.distillation.losses import resolve
 from reptrans.distillation.method import Pair
 from reptrans.distillation.methods.factor import factor_distance
 from reptrans.distillation.methods.feed import feed

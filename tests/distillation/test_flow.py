@@ -77,7 +77,7 @@ def test_starts_are_paired_with_ends(twins):
     first, second = fsp(twins).stages
     assert [m.student for m in first.matches] == [("relu1", "relu1"), ("relu1", "relu2"), ("relu2", "relu3")]
     assert first.plan == {"lr": 1e-3} and first.train == "reached" and second.train == "all" and not second.matches
-    assert first.share == 0.3 and second.share == 0.7
+    assert first.share == 0.3 and second.share == 1
 
 
 def test_the_first_stage_leaves_the_classifier_and_drops_its_connectors(pair):
@@ -96,7 +96,7 @@ def test_other_channels_are_refused_without_connector(pair, twins):
     with pytest.raises(ShapeMismatch, match=r"4 and 4 channels and the student's 2 and 2.*connector=True"):
         distill(pair.student, pair.teachers, fsp(pair, connector=False), pair.teachers[0].loader, PLAN)
     _, rows = distill(twins.student, twins.teachers, fsp(twins, connector=False), twins.teachers[0].loader, PLAN)
-    assert rows["stage"].tolist() == [1] * 3 + [2] * 7
+    assert rows["stage"].tolist() == [1] * 3 + [2] * 10
 
 
 def test_vectors_are_refused():

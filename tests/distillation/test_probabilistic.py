@@ -106,7 +106,7 @@ def test_the_variants_of_the_recipe(pair):
     assert stage.train == "reached" and len(stage.losses) == 1 and match.weight == 1
     assert match.teacher == match.student == "fc:in"
     first, second = pkt(pair, share=0.3).stages
-    assert first.share == 0.3 and second.share == 0.7 and not second.matches
+    assert first.share == 0.3 and second.share == 1 and not second.matches
     (joint,) = pkt(pair, task="joint", like="authors").stages
     assert len(joint.losses) == 2 and joint.matches[0].weight == 30000
     assert joint.matches[0].distance is mean_divergence

@@ -3,7 +3,8 @@ import copy
 import pytest
 import torch
 
-from reptrans.distillation.distill import distill, moving, resolve
+from reptrans.distillation.distill import distill
+from reptrans.distillation.losses import moving, resolve
 from reptrans.distillation.method import Method
 from reptrans.distillation.methods.stagewise import sskd
 from reptrans.matching import CrossEntropy
@@ -14,9 +15,9 @@ LAYERS = ({"conv1", "bn1"}, {"conv2", "bn2"}, {"conv3", "bn3"}, {"fc"})
 
 
 def test_a_stage_for_every_group_and_one_for_the_head(pair):
-    stages = sskd(pair, head=0.4, head_plan={"lr": 0.5}).stages
+    stages = sskd(pair, share=0.6, head_plan={"lr": 0.5}).stages
     assert [stage.train for stage in stages] == ["new"] * 4
-    assert [stage.share for stage in stages] == pytest.approx([0.2, 0.2, 0.2, 0.4])
+    assert [stage.share for stage in stages] == pytest.approx([0.2, 0.2, 0.2, 1])
     assert [match.student for stage in stages for match in stage.losses[:1] if match != CrossEntropy()] == [
         "relu1", "relu2", "relu3",
     ]  # fmt: skip

@@ -117,6 +117,13 @@ def test_gradients_by_the_label_need_labels(net):
         tapped(net, IMAGES, None, ["grad:loss"])
 
 
+def test_labels_are_a_tap_too(net):
+    found = tapped(net, IMAGES, LABELS, ["labels", "fc", "grad:loss"])
+    assert list(found) == ["labels", "fc", "grad:loss"] and torch.equal(found["labels"], LABELS)
+    with pytest.raises(BadValue, match="the tap 'labels' needs the images' labels, but there are none"):
+        tapped(net, IMAGES, None, ["labels"])
+
+
 @pytest.mark.parametrize("tap", ["grad:loss", "grad:logit", "grad:attention@0"])
 def test_batch_norm_in_train_mode_mixes_no_gradients_and_equal_networks_match(tap):
     torch.manual_seed(0)

@@ -2,13 +2,21 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from reptrans.data import Dataset, Split
 from reptrans.errors import BadData, BadValue, LayerNotFound, ShapeMismatch
-from reptrans.experiments.merging import MergingRun, barriers, match_pairs, merge_pairs, train_networks
+from reptrans.experiments.merging import (
+    MergingRun,
+    barriers,
+    match_pairs,
+    merge_pairs,
+    merge_widths,
+    train_networks,
+)
 from reptrans.merging import FAIR, SOURCE, Matching, match_models
 from reptrans.models import build
 from reptrans.training import Plan
@@ -179,6 +187,12 @@ def test_the_whole_experiment(tmp_path, monkeypatch):
     assert len(found) == 6 and (found["loss_barrier"] >= 0).all()
     ends = paths[paths["share"] != 0.5].groupby("share")["cross_entropy"]
     assert (ends.max() - ends.min() < 1e-9).all()
+    wide = merge_widths(p.model_copy(update={"widths": "cnn3_w8,cnn3_w2"}), dataset)
+    own = wide[wide["model"] == "cnn3_w8"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(own[found.columns], found)  # the same networks
+    assert wide["model"].unique().tolist() == ["cnn3_w8", "cnn3_w2"]
+    ends = paths[paths["share"].isin([0, 1])]["accuracy"].mean()
+    assert own["accuracy_ends"].tolist() == pytest.approx([ends] * 6)
     rows, students = match_pairs(p, dataset, networks)
     assert set(students) == set(rows["how"]) == {"published", "fair"}
     files = ",".join(str(path) for path in sorted((tmp_path / "networks").glob("cnn3_w8-*")))

@@ -7,6 +7,7 @@ from reptrans.distillation.methods import (
     attention,
     boundaries,
     congruence,
+    dkd,
     dominant,
     factor,
     feed,
@@ -20,6 +21,7 @@ from reptrans.distillation.methods import (
     overhaul,
     probabilistic,
     relations,
+    review,
     selectivity,
     similarity,
     stagewise,
@@ -50,5 +52,7 @@ METHODS = Table(
         "rkd": relations.rkd,
         "cc": congruence.cc,
         "vid": information.vid,
+        "dkd": dkd.dkd,
+        "review": review.review,
     },
 )

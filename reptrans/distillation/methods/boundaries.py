@@ -25,7 +25,7 @@ def ab(
     pair: Pair, *, margin: float = 1.0, scale: float = 3e-3, share: float = 0.3, mode: str = "batch", then: str = "kd",
     temperature: float = 3.0,
 ) -> Method:  # fmt: skip
-    """The method; `share` of the epochs goes to stage 1, `mode` is the teacher's in it, and `then` ("kd" or "task")
+    """The method; stage 1 adds `share` of the epochs, `mode` is the teacher's in it, and `then` ("kd" or "task")
     what stage 2 minimises: Tian et al. 2020 take mode="eval", then="task". Raises BadValue, UnknownName."""
     matches = [
         Match(t, s, boundary(margin), active, if_needed(conv1x1_bn()), scale / 2**k, resize=True)
@@ -34,7 +34,7 @@ def ab(
     seconds = {"kd": logits(temperature), "task": CrossEntropy()}
     second = choose(then, seconds, "there is no second stage {} of ab")
     first = Stage(matches[::-1], "reached", share, teacher=mode)
-    return Method("ab", [first, Stage([second], share=1 - share)], entry=13, zero=False)
+    return Method("ab", [first, Stage([second])], entry=13, zero=False)
 
 
 def boundary(margin: float = 1.0) -> Distance:

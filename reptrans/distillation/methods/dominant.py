@@ -33,7 +33,7 @@ def dk2(
     matches = [Match(t, s, distance, student_transform=if_needed(conv1x1()), resize=True) for t, s in taps]
     task = kd(pair).stages[0].losses if with_kd else [CrossEntropy()]
     return Method(
-        "dk2", [Stage(matches, "reached", share), Stage(task, share=1 - share)], entry=16, zero=False,
+        "dk2", [Stage(matches, "reached", share), Stage(task)], entry=16, zero=False,
         prepare=lambda student, teacher: with_dominant(teacher if of_teacher else student),
     )  # fmt: skip
 

@@ -26,14 +26,14 @@ BETA = {"paper": 1.0, "authors": 500.0}
 def ft(
     pair: Pair, *, rate: float = 0.5, p: float = 1, like: str = "authors", beta: float | None = None, share: float = 0.1
 ) -> Method:
-    """The method; `rate` is k in (0, 1], `share` of the epochs goes to stage 1. Raises UnknownName, BadValue."""
+    """The method; `rate` is k in (0, 1], stage 1 adds `share` of the epochs. Raises UnknownName, BadValue."""
     distance, beta = factor_distance(p, like), BETA[like] if beta is None else beta
     teacher, student = pair.groups[-1]
     whole = paraphraser(rate)
     factor = Learned(lambda seen: seen.made(whole).encoder, f"unit factor (k={rate:g})")
     rephrase = Match(teacher, student, reconstruction(like), whole, resize=True, name="paraphraser")
     match = Match(teacher, student, distance, factor, translator(), beta, resize=True)
-    stages = [Stage([rephrase], "connectors", share), Stage([CrossEntropy(), match], share=1 - share)]
+    stages = [Stage([rephrase], "connectors", share), Stage([CrossEntropy(), match])]
     return Method("ft", stages, entry=9, scale_free=True)
 
 

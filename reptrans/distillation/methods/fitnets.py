@@ -21,7 +21,7 @@ from reptrans.matching import CrossEntropy, Learned, Match, Seen, conv1x1_bn, ha
 
 
 def fitnets(pair: Pair, *, like: str = "paper", share: float = 0.3, temperature: float = 3.0) -> Method:
-    """The method; `share` of the epochs goes to stage 1. Raises UnknownName; ShapeMismatch for a student's map that is
+    """The method; stage 1 adds `share` of the epochs. Raises UnknownName; ShapeMismatch for a student's map that is
     smaller than the hint."""
     choose(like, ("paper", "joint"), "there is no variant {} of fitnets")
     teacher, student = pair.groups[(len(pair.groups) - 1) // 2]
@@ -30,7 +30,7 @@ def fitnets(pair: Pair, *, like: str = "paper", share: float = 0.3, temperature:
         return Method("fitnets", [Stage([CrossEntropy(), match])], entry=7)
     hint = Match(teacher, student, half_l2, student_transform=regressor(), name="hint")
     annealed = logits(temperature, lambda progress: (4 - 3 * progress) / temperature**2)
-    stages = [Stage([hint], "reached", share), Stage([CrossEntropy(), annealed], share=1 - share)]
+    stages = [Stage([hint], "reached", share), Stage([CrossEntropy(), annealed])]
     return Method("fitnets", stages, entry=7)
 
 

@@ -23,7 +23,7 @@ from reptrans.matching import CrossEntropy, Learned, Match, Seen, affine, l2
 
 
 def fsp(pair: Pair, *, connector: bool = True, share: float = 0.3, lr: float = 1e-3) -> Method:
-    """The method; stage 1 takes `share` of the epochs at the paper's rate `lr`.
+    """The method; stage 1 adds `share` of the epochs at the paper's rate `lr`.
 
     Raises ShapeMismatch, where channels differ and there is no connector.
     """
@@ -31,7 +31,7 @@ def fsp(pair: Pair, *, connector: bool = True, share: float = 0.3, lr: float = 1
         Match((t1, t2), (s1, s2), squared_frobenius, gram, connected_gram() if connector else gram)
         for (t1, s1), (t2, s2) in zip(pair.starts, pair.groups, strict=True)
     ]
-    stages = [Stage(matches, "reached", share, plan={"lr": lr}), Stage([CrossEntropy()], share=1 - share)]
+    stages = [Stage(matches, "reached", share, plan={"lr": lr}), Stage([CrossEntropy()])]
     return Method("fsp", stages, entry=11)
 
 

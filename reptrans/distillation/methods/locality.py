@@ -43,7 +43,8 @@ def neighbour_weights(neighbours: int = 5, sigma: float | None = None) -> Transf
                 f"{neighbours} neighbours need batches of at least {neighbours + 1} images, but there are {len(x)}. "
                 "Take larger batches or fewer neighbours."
             )
-        squares = squared_distances(x.flatten(1)).fill_diagonal_(torch.inf)
+        itself = torch.eye(len(x), dtype=torch.bool, device=x.device)
+        squares = squared_distances(x.flatten(1)).masked_fill(itself, torch.inf)
         nearest, where = squares.topk(neighbours, dim=1, largest=False)
         width = nearest.mean() if sigma is None else torch.as_tensor(sigma**2).to(nearest)
         weights = torch.exp(-nearest / torch.where(width > 0, width, 1.0))

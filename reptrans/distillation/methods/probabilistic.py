@@ -34,7 +34,7 @@ def pkt(
     pair: Pair, *, kernel: str = "cosine", sigma: float | None = None, like: str = "paper",
     weight: float | None = None, task: str = "after", share: float = 0.5,
 ) -> Method:  # fmt: skip
-    """The method; `task` "after" trains all on the labels once `share` of the epochs is over, "joint" adds
+    """The method; `task` "after" trains all on the labels, after `share` of the epochs more for the match; "joint" adds
     cross-entropy to the only stage; with "none", the paper's, the classifier stays as it was.
 
     Raises UnknownName for `kernel`, `like`, `task`; BadValue for sigma.
@@ -45,7 +45,7 @@ def pkt(
     match = Match(*pair.embedding, distance, transform, transform, usual if weight is None else weight)
     stages = {
         "none": [Stage([match], "reached")],
-        "after": [Stage([match], "reached", share), Stage([CrossEntropy()], share=1 - share)],
+        "after": [Stage([match], "reached", share), Stage([CrossEntropy()])],
         "joint": [Stage([CrossEntropy(), match])],
     }
     stages = choose(task, stages, "pkt has no task {}")

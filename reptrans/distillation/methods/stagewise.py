@@ -16,15 +16,15 @@ from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.matching import CrossEntropy, Match, conv1x1, if_needed, mean_squares
 
 
-def sskd(pair: Pair, *, head: float = 0.5, head_plan: Mapping[str, object] | None = None) -> Method:
-    """The method; the last stage has the share `head` of the epochs, the others the rest in equal parts.
+def sskd(pair: Pair, *, share: float = 0.5, head_plan: Mapping[str, object] | None = None) -> Method:
+    """The method; the stages before the last have together `share` of the epochs more, in equal parts.
 
     `head_plan`: what the last stage sets otherwise than the plan, None for a high learning rate, {"lr": 0.5}, as one
     layer is fitted on fixed features. Greedy regression wants students that are not much narrower than the teacher.
     """
-    share = (1 - head) / len(pair.groups)
+    each = share / len(pair.groups)
     stages = [
-        Stage([Match(t, s, mean_squares, student_transform=if_needed(conv1x1()), resize=True)], "new", share)
+        Stage([Match(t, s, mean_squares, student_transform=if_needed(conv1x1()), resize=True)], "new", each)
         for t, s in pair.groups
     ]
-    return Method("sskd", [*stages, Stage([CrossEntropy()], "new", head, plan=head_plan or {"lr": 0.5})], entry=3)
+    return Method("sskd", [*stages, Stage([CrossEntropy()], "new", plan=head_plan or {"lr": 0.5})], entry=3)

@@ -1,0 +1,185 @@
+"""The losses of one stage of a method: what is looked at, what its recipes become, what they move."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from reptrans.data import Batch
+from reptrans.distillation.method import Stage
+from reptrans.matching import CrossEntropy, Learned, Match, Seen, Teacher, tapped, term_names
+from reptrans.training import evaluating
+from reptrans.training.evaluation import right, wide
+
+
+class Losses(nn.Module):
+    """The losses of one stage as an objective for `fit`, their recipes built: see `resolve`.
+
+    `built`: {recipe: its module}, also of the stages before. `moves`: what is trained, see `moving`; at first, all of
+    the student. `factor` multiplies the weights of the method's own matches, see `Stage.scaled`. `labels`: (labels of
+    all the loader's images (n, ...), whether each counts in cross-entropy (n,)); None for the batches' own, which all
+    do. In train mode all other modules of the student stay in eval mode, as does the teacher's side unless connectors
+    alone are trained.
+    """
+
+    def __init__(
+        self, stage: Stage, student: nn.Module, teachers: Sequence[Teacher], built: Mapping[Learned, nn.Module]
+    ):
+        super().__init__()
+        self.stage, self.student, self.teachers, self.built = stage, student, teachers, built
+        self.factor: float | Tensor = 1.0
+        self.labels: tuple[Tensor, Tensor] | None = None
+        self.names, self.moves = term_names(stage.losses), dict.fromkeys(student.parameters())
+        self.scaled = set(stage.scaled)
+
+        def modules(transforms: Iterable) -> nn.ModuleList:
+            return nn.ModuleList(dict.fromkeys(built[t] for t in transforms if isinstance(t, Learned)))
+
+        self.of_teacher = modules(match.teacher_transform for match in stage.matches)
+        self.of_student = modules(match.student_transform for match in stage.matches)
+
+    def train(self, mode: bool = True) -> "Losses":
+        super().train(mode)
+        for module in self.student.modules():
+            own = set(module.parameters(recurse=False))
+            # In a stage of the whole student, what has no parameters (dropout) trains as it always does.
+            free = not own and self.stage.train == "all"
+            if not (free or module in self.moves or own.intersection(self.moves)):
+                module.training = False
+        if self.stage.train != "connectors":
+            self.of_teacher.eval()
+        return self
+
+    def forward(self, batch: Batch, progress: float = 0.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """({term: weight * value}, {"accuracy"}) of a batch, `progress` in [0, 1) being the share of the stage done."""
+        return self.terms(batch.images, *self.known(batch), self.taught(batch), self.factor, progress)
+
+    def taught(self, batch: Batch) -> dict[int, dict[str, Tensor]]:
+        """{which teacher: {tap: its value}} of a batch, for all that the stage compares."""
+        if self.labels is not None:
+            batch = batch._replace(labels=self.known(batch)[0])
+        return taught_by(self.teachers, self.stage, batch, own_labels=self.labels is None)
+
+    def known(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """(labels (b, ...) of a batch, of which images (b,) they count or None)."""
+        if self.labels is None:
+            return batch.labels, None
+        return tuple(values.index_select(0, batch.index) for values in self.labels)
+
+    def terms(
+        self, images: Tensor, labels: Tensor, counted: Tensor | None, taught: dict, factor: float | Tensor,
+        progress: float,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
+        """The same from what the teachers say, {which: {tap: value}}."""
+        seen = tapped(self.student, images, labels, self.stage.student_taps)
+        with torch.autocast(images.device.type, enabled=False):
+            values = []
+            for loss in self.stage.losses:
+                weight = loss.weight_at(progress)
+                if isinstance(loss, CrossEntropy):
+                    values.append(weight * loss.value(seen["out"], labels, counted))
+                else:
+                    weight = weight * factor if loss in self.scaled else weight
+                    values.append(weight * self._distance(loss, taught[loss.who], seen))
+        hits = right(seen["out"].detach(), labels).to(wide(images.device)).mean()
+        return dict(zip(self.names, values, strict=True)), {"accuracy": hits}
+
+    def module(self, transform: object) -> object:
+        """A recipe's module; any other transform itself."""
+        return self.built[transform] if isinstance(transform, Learned) else transform
+
+    def _distance(self, loss: Match, taught: dict, seen: dict) -> Tensor:
+        teacher, student = loss.values(taught, seen)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage.train == "connectors"):
+            target = self.module(loss.teacher_transform)(*teacher)
+        return loss.distance(target, self.module(loss.student_transform)(*student))
+
+
+def taught_by(
+    teachers: Sequence[Teacher], stage: Stage, batch: Batch, own_labels: bool = True
+) -> dict[int, dict[str, Tensor]]:
+    """{which teacher: {tap: its value}} of a batch, for all that a stage compares."""
+    taps = stage.teacher_taps
+    return {who: teachers[who].values(batch, taps[who], stage.teacher, own_labels=own_labels) for who in taps}
+
+
+def look(stage: Stage, student: nn.Module, teachers: Sequence[Teacher], batch: Batch) -> tuple[dict, dict]:
+    """({which teacher: {tap: its value}}, {tap: the student's value}) for all that a stage compares."""
+    seen = tapped(student, batch.images, batch.labels, stage.student_taps)
+    return taught_by(teachers, stage, batch), seen
+
+
+def resolve(
+    stage: Stage, student: nn.Module, teachers: Sequence[Teacher], example: Batch,
+    built: Mapping[Learned, nn.Module] | None = None,
+) -> Losses:  # fmt: skip
+    """The stage's losses, with recipes made to modules by what `example` shows.
+
+    `built`: {recipe: its module} of earlier stages, for one recipe is one module in all of them.
+    """
+    with evaluating(student):
+        taught, seen = look(stage, student, teachers, example)
+    built = built or {}
+    for match in stage.matches:
+        built = _with_recipes_of(match, *match.values(taught[match.who], seen), teachers[match.who], built)
+    return Losses(stage, student, teachers, built)
+
+
+def moving(
+    losses: Losses, example: Batch, moved: Collection[nn.Parameter | nn.Module] = ()
+) -> list[nn.Parameter | nn.Module]:
+    """What the stage moves: parameters, and the student's batch norms that have none but count in its losses.
+
+    `moved`: what earlier stages did. "reached" is found by differentiating the losses of `example` once.
+    """
+    connectors = [*losses.of_student.parameters()]
+    if losses.stage.train == "connectors":
+        return connectors + [*losses.of_teacher.parameters()]
+    own = [p for p in losses.student.parameters() if p.requires_grad]
+    if losses.stage.train != "all":
+        own = _reached(losses, example, own)
+    if losses.stage.train == "new":
+        own = [part for part in own if part not in moved]
+    return own + connectors
+
+
+def _with_recipes_of(
+    match: Match, own: tuple[Tensor, ...], shown: tuple[Tensor, ...], teacher: Teacher, built: Mapping
+) -> dict[Learned, nn.Module]:
+    """`built` with the modules for the match's recipes, `own` and `shown` being the teacher's and student's values."""
+    built, target = dict(built), None
+
+    def over_all():
+        for found in teacher.over_all(match.teacher_taps):
+            yield tuple(found[tap] for tap in match.teacher_taps)
+
+    def made(transform: object) -> object:
+        if not isinstance(transform, Learned):
+            return transform
+        if transform not in built:
+            seen = Seen(tuple(x.detach() for x in shown), own, target, over_all, made)
+            built[transform] = transform.make(seen).to(own[0].device, own[0].dtype)
+        return built[transform]
+
+    ours = made(match.teacher_transform)
+    with torch.no_grad():
+        target = (ours.eval() if isinstance(ours, nn.Module) else ours)(*own)
+    made(match.student_transform)
+    return built
+
+
+def _reached(losses: Losses, example: Batch, own: list[nn.Parameter]) -> list[nn.Parameter | nn.Module]:
+    """Those of the parameters that the losses depend on, and the batch norms without any of their own."""
+    norms = [m for m in losses.student.modules() if isinstance(m, _NormBase) and not list(m.parameters())]
+    outputs: dict[nn.Module, Tensor] = {}
+    with ExitStack() as hooks, evaluating(losses):
+        for norm in norms:
+            hooks.enter_context(norm.register_forward_hook(lambda norm, _, value: outputs.update({norm: value})))
+        total = sum(losses(example)[0].values())
+    if not own or not total.requires_grad:
+        return []
+    outputs = {norm: value for norm, value in outputs.items() if value.requires_grad}
+    found = torch.autograd.grad(total, [*own, *outputs.values()], allow_unused=True)
+    return [part for part, g in zip([*own, *outputs], found, strict=True) if g is not None]
