@@ -25,8 +25,8 @@ class MergingRun(TrainingParameters):
     """Pairs of networks to average, students and teachers to match, and how.
 
     `pairs` networks of `model` from seeds 2i and 2i + 1 are averaged; the one from seed 2i is the student of a
-    `teacher` from the same seed. `widths`: networks, joined by commas, that are averaged like `model`, to see what width
-    does. `train_*`: how all networks are trained, once; `checkpoints` (two for each pair) and
+    `teacher` from the same seed. `widths`: networks, joined by commas, that are averaged like `model`, to see what
+    width does. `train_*`: how all networks are trained, once; `checkpoints` (two for each pair) and
     `teacher_checkpoints` are files to load instead, joined by commas. `layers`: student:teacher pairs whose likeness
     is reported. `images`: of the training split, that align, re-estimate batch norm and are matched on; as many of the
     test split are held out. `test_images`: so many, chosen at random, are scored; 0 for all. `points`: on the path.

@@ -52,10 +52,11 @@ class ModelSimilarityRun(TrainingParameters):
 
 @dataclass
 class Likeness:
-    """`made`, a row for each seed, kind of image and class: p_one, p_other, p_judge, the probability of the class, and
-    right, whether the judge sees it. `gradients`: cosine of the two networks' image gradients at each place, for the
-    same class and for different ones. `matched`: a row for each seed, target and class, from outputs matched.
-    `images`, {(seed, kind): (k, c, h, w)}; `networks`, {seed: (one, other, judge)}."""
+    """`made`, a row for each seed, kind of image and class: p_one, p_other, p_judge, the probability of the class,
+    right, whether the judge sees it, and reached, whether the descent got to its class at all. `gradients`: cosine of
+    the two networks' image gradients at each place, for the same class and for different ones. `matched`: a row for
+    each seed, target and class, from outputs matched. `images`, {(seed, kind): (k, c, h, w)}; `networks`,
+    {seed: (one, other, judge)}."""
 
     made: pd.DataFrame
     gradients: pd.DataFrame
@@ -92,6 +93,7 @@ def compare_models(p: ModelSimilarityRun, dataset: Dataset, folder: Path | None 
         images[seed, "natural"] = natural
         for kind in (*kinds, "natural"):
             made.append(_seen(networks[seed], images[seed, kind]).assign(seed=seed, kind=kind))
+            made[-1]["reached"] = _reached(made[-1], kind)
         for place, at in (("noise", start), ("natural", natural), ("both", images[seed, "both"])):
             gradients.append(_gradients(one, other, at) | {"seed": seed, "place": place})
         for kind, a in (("generated", images[seed, "one"]), ("natural", natural)):
@@ -130,6 +132,12 @@ def _seen(networks: tuple[FastFront, ...], images: Tensor) -> pd.DataFrame:
             for who, net in zip(("one", "other", "judge"), networks, strict=True)}  # fmt: skip
     right = [float(k == answer) for k, answer in zip(count(), networks[2](images).argmax(1).tolist(), strict=False)]
     return pd.DataFrame({"class": list(classes)} | told | {"right": right})
+
+
+def _reached(rows: pd.DataFrame, kind: str) -> pd.Series:
+    """Whether those networks answer with the class that it was made for, and, of a difference, the other does not."""
+    one, other = rows["p_one"] > 0.5, rows["p_other"] > 0.5
+    return {"one": one, "other": other, "both": one & other, "difference": one & ~other}.get(kind, one | True)
 
 
 def _gradients(one: FastFront, other: FastFront, images: Tensor) -> dict[str, float]:

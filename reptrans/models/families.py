@@ -55,7 +55,7 @@ FAMILIES = (
 
 
 def model_names() -> list[str]:
-    """The names of this package's own networks; any number k goes in cnn3_w{k}, cnn5_w{k}, resnet20_w{k} and wrn_{depth}_{k}."""
+    """The names of this package's own networks; in cnn3_w{k}, cnn5_w{k}, resnet20_w{k} and wrn_{depth}_{k} k is any."""
     return [name for family in FAMILIES for name in family.listed.split()]
 
 

@@ -56,6 +56,14 @@ def test_probabilities_are_of_the_class_meant(found):
     assert found.made.query("kind == 'one'")["right"].tolist() == right.double().tolist()
 
 
+def test_reached_is_what_the_networks_answer(found):
+    rows = found.made.set_index("kind")
+    one, other = rows["p_one"] > 0.5, rows["p_other"] > 0.5
+    for kind, wanted in (("one", one), ("other", other), ("both", one & other), ("difference", one & ~other)):
+        assert rows.loc[kind, "reached"].tolist() == wanted[kind].tolist()
+    assert rows.loc["natural", "reached"].all() and 0 < rows["reached"].mean() <= 1
+
+
 def test_images_do_what_they_are_made_for(found):
     p = found.made.groupby("kind")[["p_one", "p_other"]].mean()
     assert p.loc["one", "p_one"] > p.loc["one", "p_other"] and p.loc["other", "p_other"] > p.loc["other", "p_one"]
