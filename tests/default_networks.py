@@ -60,7 +60,7 @@ def defaults() -> Iterator[Default]:
     yield from seeds(atlas.front_model, atlas.load(), atlas.seeds, atlas.stitching("conv1").recipe)
     yield from seeds(merging.model, merging.load(), 2 * merging.pairs, merging.recipe)
     yield Default(taught.teacher, taught.load().with_validation(taught.holdout), 0, taught.teacher_recipe())
-    yield Default(learning.source_model, tasks(learning)[0], 0, {})
+    yield Default(learning.source_model, tasks(learning)[0], 0, learning.source_recipe())
 
 
 def stored(model: type[_Run], notebook: str) -> _Run:

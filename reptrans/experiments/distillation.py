@@ -10,10 +10,10 @@ from typing import Annotated
 
 import pandas as pd
 import torch
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from torch import nn
 
-from reptrans.bench import TUNING, check_grid, chosen, plain_trial, verdicts
+from reptrans.bench import TUNING, chosen, number, plain_trial, read_factors, verdicts
 from reptrans.checkpoints import load_network, trained
 from reptrans.data import Batch, Dataset
 from reptrans.data.split import limited
@@ -29,6 +29,7 @@ from reptrans.experiments.parameters import (
     Positive,
     Thousand,
     Trained,
+    Tried,
     Weight,
     named,
     piece,
@@ -66,31 +67,24 @@ def _readable(text: str) -> str:
 Options = Annotated[str, AfterValidator(_readable)]
 
 
-class DistillationRun(Trained, DatasetParameters):
+class DistillationRun(Tried, Trained, DatasetParameters):
     """A teacher, students, the methods that stand between them, and how they are compared (see `bench`).
 
     `method`: names of METHODS joined by commas, or all; `beside_kd`: each of them also together with kd, as NAME+kd.
     `options`: method.option=value joined by commas, as in nst.kernel=gaussian,at.power=1.
-    `limit`: training images of each class; of them `holdout` (a number, or a share below 1) are for validation alone,
-    all others train the teacher. `seen`: images of each class that students see, 0 for all; `labelled`: how many of
-    these have a label, drawn anew for every seed, 0 for all.
-    `grid`: what the weights of every method are multiplied by in its trials, "" for none; the best by validation over
-    `tuning_seeds` seeds is kept for `seeds` other ones. `factors`: the same, given, as in at:0.3,sp:0.1; others stay as
-    published. `teacher_checkpoint`: weights for the first teacher, "" trains it; `teachers`: how many there are, for
-    methods that take several. `milestones`: epochs joined by commas at which the rate falls to a tenth, in place of
-    `schedule`; `warmup`: epochs in which it rises. `images`: test images on which layers are compared; `look_every`:
-    epochs between two looks at validation images. `together`: how many students are trained side by side at most, 0
-    for as many as pays.
+    `limit`: training images of each class; all but those of `holdout` train the teacher. `seen`: images of each class
+    that students see, 0 for all; `labelled`: how many of these have a label, drawn anew for every seed, 0 for all.
+    `grid`, `factors`, `tuning_seeds`, `holdout`: see Tried. `teacher_checkpoint`: weights for the first teacher, ""
+    trains it; `teachers`: how many there are, for methods that take several. `milestones`: epochs joined by commas at
+    which the rate falls to a tenth, in place of `schedule`; `warmup`: epochs in which it rises. `images`: test images
+    on which layers are compared; `look_every`: epochs between two looks at validation images. `together`: how many
+    students are trained side by side at most, 0 for as many as pays.
     """
 
     image_size: NotNegative = 0
     method: named(lambda: METHODS, "method") = "plain,kd,fitnets,at,sp,rkd,ofd,dkd"
     beside_kd: bool = False
     options: Options = ""
-    grid: str = ""
-    factors: str = ""
-    tuning_seeds: Thousand = 2
-    holdout: Positive = 20.0
     teacher: str = "cnn3_w16"
     student: str = "cnn3_w4"
     teacher_checkpoint: str = ""
@@ -122,18 +116,9 @@ class DistillationRun(Trained, DatasetParameters):
                     precision=self.precision, portable=True)  # fmt: skip
         return {"plan": plan, "batch_size": self.batch_size, "augment": self.teacher_augment}
 
-    @field_validator("grid")
     @classmethod
-    def _is_a_grid(cls, text: str) -> str:
-        if text:
-            check_grid(map(number, parts(text)))
-        return text
-
-    @field_validator("factors")
-    @classmethod
-    def _are_factors(cls, text: str) -> str:
-        read_factors(text)
-        return text
+    def tried(cls) -> list[str]:
+        return [*METHODS, *(f"{name}+kd" for name in METHODS)]
 
 
 @dataclass
@@ -171,7 +156,7 @@ def distill_all(p: DistillationRun, dataset: Dataset, folder: Path) -> Distilled
     _Bench(p, dataset, rehearsal=True).rehearse()
     bench = _Bench(p, dataset)
     trials = bench.trials(folder)
-    factors = dict.fromkeys(bench.methods, 1.0) | read_factors(p.factors)
+    factors = dict.fromkeys(bench.methods, 1.0) | read_factors(p.factors, p.tried())
     factors |= chosen(trials) if len(trials) else {}
     factors = {name: factors[name] for name in bench.methods}
     made = {
@@ -238,28 +223,6 @@ def beside(method: Method, pair: Pair) -> Method:
         return replace(stage, losses=[*task, *rest]) if bare else stage
 
     return replace(method, name=f"{method.name}+kd", stages=[with_answers(stage) for stage in method.stages])
-
-
-def read_factors(text: str) -> dict[str, float]:
-    """{contestant: factor} of a text like "at:0.3,sp+kd:0.1". Raises UnknownName; BadValue for what is not above 0."""
-    found = {}
-    once([part.partition(":")[0].strip() for part in parts(text)])
-    for part in parts(text):
-        name, _, value = (piece.strip() for piece in part.partition(":"))
-        if name.removesuffix("+kd") not in METHODS:
-            raise UnknownName(f"factors: there is no method {name!r}. {suggest(name, METHODS)}")
-        found[name] = number(value)
-        if not 0 < found[name] <= _LARGEST:
-            raise BadValue(f"factors: {part!r} is not of the form method:number, a number above 0, as in at:0.3.")
-    return found
-
-
-def number(text: str) -> float:
-    """The number that a text is; BadValue for another text."""
-    try:
-        return float(text)
-    except ValueError:
-        raise BadValue(f"{text!r} is no number.") from None
 
 
 def make_method(name: str, pair: Pair, options: str = "") -> Method:
@@ -369,7 +332,7 @@ class _Bench:
 
     def trials(self, folder: Path) -> pd.DataFrame:
         """Validation accuracy after the training of every contestant, trial and tuning seed; empty without grid."""
-        grid = [number(text) for text in parts(self.p.grid)]
+        grid = self.p.trials
         tables = [piece(folder / f"trials-{name}.safetensors", self._tried, name, grid)
                   for name in progress(self.methods if grid else [], "trials")]  # fmt: skip
         return pd.concat([pd.DataFrame(table) for table in tables], ignore_index=True) if tables else pd.DataFrame()

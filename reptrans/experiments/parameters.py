@@ -1,16 +1,17 @@
 """What experiments share: kinds of parameters, where they run, what they train, the data set, and kept pieces."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator, model_validator
 from torch import nn
 
+from reptrans.bench import check_grid, number, read_factors
 from reptrans.checkpoints import load_network, trained
 from reptrans.data import Dataset, load_dataset
-from reptrans.errors import UnknownName, suggest
+from reptrans.errors import BadValue, UnknownName, suggest
 from reptrans.models import build
 from reptrans.models.from_transformers import tokenizer_of
 from reptrans.notebook import Parameters, parts, some_names
@@ -151,6 +152,51 @@ class TrainingParameters(Place, DatasetParameters):
         place = self.place
         net = build(model, **dataset.form).to(place["dtype"])
         return load_network(net, path).to(place["device"]).eval()
+
+
+class Tried(Parameters):
+    """How the methods of a comparison are tried before it; see `bench`.
+
+    `grid`: what the published weights of every method are multiplied by in its trials, "" for none; the best by
+    validation over `tuning_seeds` seeds is kept for other ones. `factors`: the same, given, as in at:0.3,sp:0.1; others
+    stay as published. `holdout`: training images of each class for validation alone, or that share of them, below 1.
+    """
+
+    grid: str = ""
+    factors: str = ""
+    tuning_seeds: Thousand = 2
+    holdout: Positive = 20.0
+
+    @classmethod
+    def tried(cls) -> Collection[str]:
+        """The names that may have a factor."""
+        raise NotImplementedError
+
+    @property
+    def trials(self) -> list[float]:
+        """The factors of `grid`."""
+        return [number(text) for text in parts(self.grid)]
+
+    @field_validator("grid")
+    @classmethod
+    def _is_a_grid(cls, text: str) -> str:
+        if text:
+            check_grid(map(number, parts(text)))
+        return text
+
+    @field_validator("factors")
+    @classmethod
+    def _are_factors(cls, text: str) -> str:
+        read_factors(text, cls.tried())
+        return text
+
+    @model_validator(mode="after")
+    def _is_one_choice(self) -> Self:
+        if self.grid and self.factors:
+            raise BadValue(
+                f"grid {self.grid!r} asks for trials and factors {self.factors!r} gives their outcome. Leave one empty."
+            )
+        return self
 
 
 def piece(path: Path, make: Callable[..., object], *given) -> object:

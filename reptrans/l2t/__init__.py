@@ -4,7 +4,7 @@
 """
 
 from reptrans.l2t.baselines import METHODS, Answers, AttentionTransfer, Method, start_from
-from reptrans.l2t.links import channel_histogram, matching_lines, saliency
+from reptrans.l2t.links import channel_histogram, evenness, matching_lines, on_bright, saliency
 from reptrans.l2t.matching import Matching
 from reptrans.l2t.probe import MetaGradient, meta_gradient
 from reptrans.l2t.regressors import Pairs, Together
@@ -26,8 +26,10 @@ __all__ = [
     "Weights",
     "channel_histogram",
     "dead",
+    "evenness",
     "matching_lines",
     "meta_gradient",
+    "on_bright",
     "saliency",
     "start_from",
 ]

@@ -32,6 +32,16 @@ class Method:
     answers: bool = False
     starts: bool = False
 
+    @property
+    def weighted(self) -> bool:
+        """Whether a term stands beside the task's, so that there is a strength to choose."""
+        return self.matching or self.attention or self.answers
+
+    @property
+    def fixed(self) -> bool:
+        """Whether pairs are given, not all of them, and their weights too."""
+        return self.pairs in ("single", "one_to_one") and not (self.what or self.where)
+
 
 METHODS = Table(
     "method of transfer",

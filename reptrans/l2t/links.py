@@ -63,3 +63,15 @@ def saliency(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """`saliency_maps` (n, h, w) of the labels (n,), each image's adding up to 1; zeros where no pixel matters."""
     found = saliency_maps(net, images, labels)
     return found / found.sum((1, 2), keepdim=True).clamp_min(1e-12)
+
+
+def on_bright(net: nn.Module, images: Tensor, labels: Tensor, raw: Tensor) -> Tensor:
+    """The share (n,) of each image's saliency on pixels whose largest channel in `raw` (n, c, h, w) beats its mean."""
+    found = saliency(net, images, labels)
+    bright = raw.to(found.device, torch.float64).amax(1)
+    return (found * (bright > bright.mean((1, 2), keepdim=True))).sum((1, 2))
+
+
+def evenness(weights: Tensor) -> Tensor:
+    """exp(entropy) / C of each row of shares (n, C): 1 where all channels weigh alike, 1 / C where one has it all."""
+    return torch.special.entr(weights).sum(1).exp() / weights.shape[1]

@@ -31,7 +31,7 @@ from reptrans.training.rounding import round_to_single
 class Meta:
     """How f and g are learned. Defaults: Jang et al. 2019, authors' code: Adam with L2 decay at a constant rate.
 
-    `T`: matching steps of a probe; 0 learns nothing. `every`: the probe follows each so manieth step. `warmup`: steps
+    `T`: matching steps of a probe; 0 learns nothing. `every`: the probe follows every n-th step. `warmup`: steps
     before the first one; while the target's loss still jumps, the meta-gradient is mostly noise. `order`: "second", or
     "first" without the products with the Hessian (see `meta_gradient`). `portable`: as in `Plan`. Raises BadValue.
     """

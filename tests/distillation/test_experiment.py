@@ -8,6 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from reptrans.bench import plain_trial, read_factors
 from reptrans.data import Split
 from reptrans.distillation import METHODS
 from reptrans.errors import BadValue, UnknownName
@@ -19,8 +20,6 @@ from reptrans.experiments.distillation import (
     has_answers,
     make_method,
     method_table,
-    plain_trial,
-    read_factors,
     read_options,
 )
 from reptrans.matching import CrossEntropy
@@ -149,16 +148,17 @@ def test_beside_kd_its_loss_stands_where_the_bare_task_stood(pair):
 
 
 def test_factors_are_read_and_refused():
-    assert read_factors("at:0.3, sp+kd:1e-2") == {"at": 0.3, "sp+kd": 0.01} and read_factors("") == {}
+    known = DistillationRun.tried()
+    assert read_factors("at:0.3, sp+kd:1e-2", known) == {"at": 0.3, "sp+kd": 0.01} and read_factors("", known) == {}
     with pytest.raises(UnknownName, match="there is no method 'att'. Did you mean 'at'"):
-        read_factors("att:1")
-    for wrong in ("at:0", "at:-1", "at:nan", "at:inf", "at:"):
+        read_factors("att:1", known)
+    for wrong in ("at:0", "at:-1", "at:nan", "at:inf", "at:", "at"):
         with pytest.raises(BadValue, match="above 0|no number"):
-            read_factors(wrong)
+            read_factors(wrong, known)
     with pytest.raises(BadValue, match="'x' is no number"):
-        read_factors("at:x")
+        read_factors("at:x", known)
     with pytest.raises(BadValue, match="named twice"):
-        read_factors("at:1,at:2")
+        read_factors("at:1,at:2", known)
 
 
 def test_plain_tries_rates_and_decays():
@@ -174,6 +174,7 @@ def test_plain_tries_rates_and_decays():
         ({"method": "plain,fitnet"}, "no method 'fitnet'"),
         ({"labelled": -1}, "greater than or equal to 0"),
         ({"factors": "at:0"}, "above 0"),
+        ({"factors": "at:1", "grid": "1,2"}, "Leave one empty"),
     ],
 )
 def test_parameters_that_cannot_be(given, reason):
