@@ -169,8 +169,8 @@ class Tried(Parameters):
 
     @classmethod
     def tried(cls) -> Collection[str]:
-        """The names that may have a factor."""
-        raise NotImplementedError
+        """The names that may have a factor; each comparison says which."""
+        return ()
 
     @property
     def trials(self) -> list[float]:
