@@ -415,7 +415,8 @@ class _Bench:
     def _trained(self, name: str, each: list[tuple[int, float]]) -> list[tuple[nn.Module, pd.DataFrame]]:
         """The students of these (seed, factor), so many side by side as pays."""
         method, plan = self.methods[name], self._plan(name, each[0][1])
-        size = self.p.together or (len(each) if self._small else 1)
+        # A limit of gradients would be one for all of them.
+        size = 1 if plan.clip else self.p.together or (len(each) if self._small else 1)
         done = []
         for start in range(0, len(each), size):
             members = [

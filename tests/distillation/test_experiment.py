@@ -88,6 +88,10 @@ def test_one_by_one_they_end_as_side_by_side(tmp_path):
     pd.testing.assert_frame_equal(both[0].rows, both[1].rows, rtol=1e-6)
 
 
+def test_with_a_limit_of_gradients_they_are_trained_one_by_one(tmp_path):
+    assert run(tmp_path, method="plain,kd", clip=1.0).scores.shape == (2, 2)
+
+
 def test_no_choice_and_no_training_depends_on_test_images(tmp_path):
     given = {"method": "plain,kd", "grid": "0.1,1"}
     digits = DistillationRun(**SMALL | given).load()
