@@ -22,7 +22,7 @@ from reptrans.checkpoints import load_tensors, save_tensors, trained
 from reptrans.data import Dataset, Loader, Split, load_dataset
 from reptrans.errors import BadCheckpoint, BadValue, CannotCut, LayerNotFound, ShapeMismatch, UnknownName
 from reptrans.experiments.stitched import Stitching, StitchingSettings
-from reptrans.experiments.stitching import StitchingRun, layer_pairs, network_pairs, stitch_networks
+from reptrans.experiments.stitching import StitchingRun, layer_pairs, network_pairs, stitch_across, stitch_networks
 from reptrans.layers import end, front
 from reptrans.models import build
 from reptrans.notebook import spread
@@ -699,6 +699,25 @@ def test_rows_arrays_and_history_of_several_seeds(digits, nets, tmp_path):
     assert cell["n"] == 2 and one.std() > 0
     places = 1 - int(f"{one.std():.1e}".partition("e")[2])  # two digits of the spread
     assert cell["accuracy"].split() == [f"{one.mean():.{places}f}", "±", f"{one.std():.{places}f}"]
+
+
+def test_every_front_is_stitched_to_every_end_by_least_squares(digits, nets, tmp_path):
+    p = run_settings(seeds=2, layer="bn1,bn2,bn3", across=2, init="random", flatten=True, direct="ridge", epochs=1)
+    rows = stitch_across(p, digits, tmp_path.joinpath)
+    rows = rows[rows["matching"] == "least squares"]
+    cells = list(zip(rows["seed"], rows["front_layer"], rows["end_layer"], strict=True))
+    assert cells == [(seed, f, e) for seed in (0, 1) for f in ("bn1", "bn3") for e in ("bn1", "bn3")]
+    alone = stitch(digits, nets, ("bn3", "bn1"), direct="least squares", epochs=0).rows
+    cell = rows[(rows["seed"] == 0) & (rows["front_layer"] == "bn3") & (rows["end_layer"] == "bn1")]
+    assert cell["accuracy"].item() == alone["accuracy"].item()
+    assert all(file.name.startswith("across-") for file in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"layer": "bn2"}, {"layer": "bn1,bn2", "across": 0}, {"layer": "bn1,bn2", "across": 1}]
+)
+def test_one_pair_of_layers_makes_no_grid(digits, tmp_path, changes):
+    assert stitch_across(run_settings(**changes), digits, tmp_path.joinpath).empty
 
 
 def test_without_training_there_is_no_history(digits, tmp_path):

@@ -198,6 +198,7 @@ class Stitching:
         self.cuts = {cut.pair: cut for cut in self._cuts()}
         for cut in self.cuts.values():
             self._check(cut)
+        self._last_front: tuple[str | None, dict[str, Tensor] | None] = (None, None)
 
     def stitch(self, front_layer: str, end_layer: str, checkpoint: Path | None = None) -> Stitched:
         """Match one of the pairs in every way asked for; `checkpoint` lets interrupted training resume."""
@@ -336,8 +337,10 @@ class Stitching:
 
     def _score_set(self, cut: Cut) -> tuple[Loader, bool]:
         """The score set as the front leaves it (True); with a bypass, or where memory is short, as images."""
-        s = self.settings
-        tables = None if self._tells_input else kept({"front": cut.front}, self.test, s.memory)
+        if self._last_front[0] != cut.front_layer:  # the next cut is often at the same layer of the front
+            tables = None if self._tells_input else kept({"front": cut.front}, self.test, self.settings.memory)
+            self._last_front = (cut.front_layer, tables)
+        tables = self._last_front[1]
         if tables is None:
             return self.test, False
         return self.test.over(Split(tables["front"], self.test.split.labels)), True

@@ -16,7 +16,7 @@ from reptrans.experiments.stitched import Stitching, StitchingSettings
 from reptrans.files import file_name
 from reptrans.layers import cuttable_layers
 from reptrans.models import build
-from reptrans.notebook import once, parts
+from reptrans.notebook import listed, once, parts
 from reptrans.paths import expanded
 from reptrans.progress import progress
 from reptrans.tensorfiles import digest_of
@@ -30,11 +30,13 @@ class StitchingRun(TwoNetworks, StitchingSettings, TrainingParameters):
     `layer` is one name, names joined by commas, or all; `front_layer` and `end_layer` replace it on their side.
     Networks are trained once and kept (`train_*`), or loaded: `front_checkpoint`, `end_checkpoint`, one path or
     several joined by commas. `seeds` counts the pairs of networks (seed i in front of seed i + 1, around) or, where
-    both networks come from one checkpoint each, the stitches' own seeds.
+    both networks come from one checkpoint each, the stitches' own seeds. `across`: so many of the layers, evenly
+    spread, are also stitched every front with every end, see `stitch_across`.
     """
 
     weights: str = ""
     layer: str = "bn3"
+    across: int = Field(4, ge=0, le=100)
     front_layer: str = ""
     end_layer: str = ""
     seeds: int = Field(3, ge=1, le=1000)
@@ -158,6 +160,33 @@ def stitch_networks(
             histories.append(history.assign(seed=seed, front_layer=f, end_layer=e))
             arrays |= {f"{name}/{kind}/{part}": v for kind, map_ in maps.items() for part, v in map_.items()}
     return pd.concat(rows, ignore_index=True), arrays, pd.concat(histories, ignore_index=True)
+
+
+def stitch_across(p: StitchingRun, dataset: Dataset, keep: Callable[[str], Path]) -> pd.DataFrame:
+    """Rows of least squares from every front layer to every end layer, of at most `across` layers on each side.
+
+    The layers are evenly spread over those that the run stitches. No rows where fewer than two pairs are left.
+    """
+    _, *sides = network_pairs(p, dataset)[0]
+    pairs = layer_pairs(p, *(side.untrained() for side in sides))
+    fronts, ends = (_spread(names, p.across) for names in zip(*pairs, strict=True))
+    cells = [(f, e) for f in fronts for e in ends]
+    if len(cells) < 2:
+        return pd.DataFrame()
+    front_layer, end_layer = (listed(names) for names in zip(*cells, strict=True))
+    # The plainest stitch, and no more images for CKA than it takes: only what is kept counts here.
+    plain = {"direct": "least squares", "epochs": 0, "init": "ps_inv", "mask": "identity", "form": "free",
+             "flatten": False, "batch_norm": False, "keep_skip": False, "target": "hard", "cka_images": 4}  # fmt: skip
+    grid = p.model_copy(update=plain | {"front_layer": front_layer, "end_layer": end_layer})
+    rows, _, _ = stitch_networks(grid, dataset, lambda name: keep(f"across-{name}"))
+    return rows.drop(columns=["cka", "cka_images"])
+
+
+def _spread(names: tuple[str, ...], most: int) -> list[str]:
+    """At most `most` of the names, each once, evenly spread from the first to the last."""
+    once_each = list(dict.fromkeys(names))
+    count = min(most, len(once_each))
+    return [once_each[round(i * (len(once_each) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
 def _content(front_net: nn.Module, end_net: nn.Module, dataset: Dataset) -> str:
