@@ -192,6 +192,17 @@ def trade(table: pd.DataFrame, x: str, y: str, name: str, labels: tuple[str, str
     return ax
 
 
+def scatter(table: pd.DataFrame, x: str, y: str, hue: str, labels: tuple[str, str]) -> Axes:
+    """A point for each row at its `x` and `y`, with the colour and mark of its `hue`; `labels` of the two axes."""
+    _check(table, [x, y, hue])
+    ax = _axes(6.2, 3.8)
+    for number, (kind, rows) in enumerate(table.groupby(hue, sort=False)):
+        ax.plot(rows[x], rows[y], _MARKERS[number % len(_MARKERS)], color=_colour(number), label=str(kind), alpha=0.8)
+    ax.set(xlabel=labels[0], ylabel=labels[1])
+    _legend(ax, None, True)
+    return ax
+
+
 def map_grid(images: Tensor, maps: dict[str, Tensor], most: int = 8) -> np.ndarray:
     """A row of pictures for each entry of `maps`: the images (n, c, h, w) in grey under its maps (n, h', w').
 

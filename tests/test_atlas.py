@@ -210,7 +210,8 @@ def test_pooled_is_the_mean_of_seeds_and_that_of_rank_agreement():
     assert (found["least"], found["most"]) == pytest.approx((min(each), max(each)), abs=1e-12)
     cheap, dear = (rows[rows["kind"] == kind] for kind in ("cheap", "expensive"))
     agreement = rank_agreement(
-        cheap.rename(columns={"quantity": "measure"}), dear.set_index(["seed", "layer"])["value"]
+        cheap.rename(columns={"quantity": "measure", "layer": "front_layer"}).assign(end_layer="b"),
+        dear.assign(end_layer="b").set_index(["seed", "layer", "end_layer"])["value"],
     )
     assert agreement["rank_correlation"].to_list() == pytest.approx(each, abs=1e-12)
 

@@ -9,9 +9,12 @@ from reptrans.data.split import balanced, limited
 from reptrans.experiments.extension import ExtensionRun, extend_all
 from reptrans.experiments.similarity import (
     SimilarityRun,
+    depth_distance,
     heat_maps,
     ignores,
+    measured,
     noise_trap,
+    order_of,
     predictions,
     rank_agreement,
     same_layers,
@@ -65,12 +68,30 @@ def test_noise_trap_follows_its_formula():
 def test_rank_agreement_turns_distances_round():
     layers = ["a", "b", "c"]
     values = pd.DataFrame(
-        {"seed": 0, "layer": layers * 2, "measure": ["near"] * 3 + ["far"] * 3, "value": [1.0, 2, 3, 1, 2, 3],
-         "alike": ["high"] * 3 + ["low"] * 3}
+        {"seed": 0, "front_layer": layers * 2, "end_layer": "b", "measure": ["near"] * 3 + ["far"] * 3,
+         "value": [1.0, 2, 3, 1, 2, 3], "alike": ["high"] * 3 + ["low"] * 3}
     )  # fmt: skip
-    index = pd.MultiIndex.from_product([[0], layers], names=["seed", "layer"])
+    index = pd.MultiIndex.from_product([[0], layers, ["b"]], names=["seed", "front_layer", "end_layer"])
     ranks = rank_agreement(values, pd.Series([0.1, 0.2, 0.9], index=index)).set_index("measure")["rank_correlation"]
     assert ranks.to_dict() == {"near": pytest.approx(1.0), "far": pytest.approx(-1.0)}
+
+
+def test_measures_of_any_two_layers_are_those_of_the_heat_map(run):
+    cells = [("conv1", "conv3"), ("conv3", "conv1"), ("relu2", "relu2")]
+    values, (_, between) = measured(*run, cells), heat_maps(*run)
+    first = values[(values["seed"] == 0) & (values["measure"] == "debiased_cka")]
+    assert list(zip(first["front_layer"], first["end_layer"], strict=True)) == cells
+    assert first["value"].to_list() == pytest.approx([between.loc[cell] for cell in cells], rel=1e-9)
+
+
+def test_distance_in_depth_counts_the_layers_between():
+    cells = pd.DataFrame({"seed": 0, "front_layer": ["a", "a", "b", "c"], "end_layer": ["x", "z", "y", "x"]})
+    cells = pd.concat([cells, pd.DataFrame({"seed": [0], "front_layer": ["c"], "end_layer": ["y"]})])
+    found = depth_distance(cells)
+    # x, z, y is the order in which the end's layers are met.
+    assert found["value"].to_list() == [0, 1, 1, 2, 0]
+    assert order_of(cells).to_list() == ["same place", "front earlier", "front earlier", "front later", "same place"]
+    assert set(found["alike"]) == {"low"}
 
 
 def test_ignores_reads_the_record():

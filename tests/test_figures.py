@@ -8,7 +8,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from reptrans.errors import BadData, ShapeMismatch, UnknownName
-from reptrans.figures import forest, heatmap, layer_curves, learning_curves, trade, weights
+from reptrans.figures import forest, heatmap, layer_curves, learning_curves, scatter, trade, weights
 from reptrans.notebook import style
 
 matplotlib.use("Agg")
@@ -162,3 +162,13 @@ def test_a_trade_has_two_intervals_for_each_row():
     drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines[:3]]
     assert drawn == [([0, 2], [-1, -1]), ([1, 1], [-2, 0]), ([1], [-1])]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("across", "up")
+
+
+def test_a_scatter_has_a_mark_for_each_kind():
+    table = pd.DataFrame({"x": [1, 2, 3], "y": [4, 5, 6], "kind": ["b", "a", "b"]})
+    ax = scatter(table, "x", "y", "kind", ("across", "up"))
+    assert [(line.get_label(), list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines] == [
+        ("b", [1, 3], [4, 6]), ("a", [2], [5])]  # fmt: skip
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("across", "up")
+    with pytest.raises(UnknownName, match="the rows have no column 'kin'. Did you mean 'kind'"):
+        scatter(table, "x", "y", "kin", ("across", "up"))

@@ -1,12 +1,13 @@
 """The experiment of the similarity notebook: the layers of pairs of networks measured, and stitched beside it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Literal
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field, field_validator
@@ -34,6 +35,8 @@ from reptrans.similarity.fold import token_mask, without_padding
 from reptrans.similarity.measures import find
 from reptrans.stitching.frozen import logits_of, recognised
 from reptrans.training import predict
+
+CELL = ["seed", "front_layer", "end_layer"]  # what one stitch of one pair of networks is known by
 
 # By data set: the runs, with heat maps or without, of which a rehearsal has shown that everything fits.
 _REHEARSED: WeakKeyDictionary[Dataset, list[tuple["SimilarityRun", bool]]] = WeakKeyDictionary()
@@ -129,16 +132,41 @@ def heat_maps(p: SimilarityRun, dataset: Dataset) -> tuple[pd.DataFrame, pd.Data
 
 def same_layers(p: SimilarityRun, dataset: Dataset) -> pd.DataFrame:
     """Every measure between the same layer of both networks: rows of seed, layer, measure, value, alike."""
+    return measured(p, dataset).drop(columns="end_layer").rename(columns={"front_layer": "layer"})
+
+
+def measured(p: SimilarityRun, dataset: Dataset, cells: Sequence[tuple[str, str]] = ()) -> pd.DataFrame:
+    """Every measure between pairs of layers: rows of seed, front_layer, end_layer, measure, value, alike.
+
+    `cells`: pairs (front layer, end layer) of the run's layers; without any, every layer with the same of the other.
+    """
     rows = []
     for seed, front_net, end_net, layers, loader in each_pair(p, dataset):
         sides = [_folded(net, layers, loader, p.fold) for net in (front_net, end_net)]
         for measure in (MEASURES[name] for name in names(p.measures)):
-            for name in layers:
-                value = float(measure.function(sides[0][name], sides[1][name]))
-                rows.append(
-                    {"seed": seed, "layer": name, "measure": measure.name, "value": value, "alike": measure.alike}
-                )
-    return pd.DataFrame(rows)
+            for f, e in cells or zip(layers, layers, strict=True):
+                value = float(measure.function(sides[0][f], sides[1][e]))
+                rows.append((seed, f, e, measure.name, value, measure.alike))
+    return pd.DataFrame(rows, columns=[*CELL, "measure", "value", "alike"])
+
+
+def depth_distance(cells: pd.DataFrame) -> pd.DataFrame:
+    """How many layers lie between front and end layer, as a measure that looks at no activation: see `measured`.
+
+    `cells`: rows of seed, front_layer and end_layer, the layers of each side in their order.
+    """
+    return cells[CELL].assign(measure="distance in depth", value=_later(cells).abs(), alike="low")
+
+
+def order_of(cells: pd.DataFrame) -> pd.Series:
+    """Which of the two layers of each row comes later in its network, in words."""
+    return np.sign(_later(cells)).map({-1: "front earlier", 0: "same place", 1: "front later"})
+
+
+def _later(cells: pd.DataFrame) -> pd.Series:
+    """By how many places the front layer is later than the end layer."""
+    fronts, ends = (cells[side].map({name: i for i, name in enumerate(pd.unique(cells[side]))}) for side in CELL[1:])
+    return fronts - ends
 
 
 @torch.no_grad()
@@ -202,14 +230,14 @@ def noise_trap(examples: int = 50, features: tuple[int, ...] = (5, 10, 20, 50, 1
 
 
 def rank_agreement(values: pd.DataFrame, accuracy: pd.Series) -> pd.DataFrame:
-    """Spearman correlation over layers of each measure with `accuracy` (by layer), for every seed.
+    """Spearman correlation over pairs of layers of each measure (see `measured`) with `accuracy`, for every seed.
 
     Distances are turned round, so that 1 always says: the more alike, the better stitched. `accuracy` is indexed by
-    (seed, layer).
+    (seed, front_layer, end_layer).
     """
     rows = []
     for (seed, measure), group in values.groupby(["seed", "measure"], sort=False):
         sign = 1 if group["alike"].iloc[0] == "high" else -1
-        pair = pd.DataFrame({"m": sign * group.set_index("layer")["value"], "a": accuracy.loc[seed]})
+        pair = pd.DataFrame({"m": sign * group.set_index(CELL[1:])["value"], "a": accuracy.loc[seed]})
         rows.append({"seed": seed, "measure": measure, "rank_correlation": pair.rank().corr().loc["m", "a"]})
     return pd.DataFrame(rows)

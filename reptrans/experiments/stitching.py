@@ -162,10 +162,11 @@ def stitch_networks(
     return pd.concat(rows, ignore_index=True), arrays, pd.concat(histories, ignore_index=True)
 
 
-def stitch_across(p: StitchingRun, dataset: Dataset, keep: Callable[[str], Path]) -> pd.DataFrame:
+def stitch_across(p: StitchingRun, dataset: Dataset, keep: Callable[[str], Path], epochs: int = 0) -> pd.DataFrame:
     """Rows of least squares from every front layer to every end layer, of at most `across` layers on each side.
 
-    The layers are evenly spread over those that the run stitches. No rows where fewer than two pairs are left.
+    The layers are evenly spread over those that the run stitches. No rows where fewer than two pairs are left. With
+    `epochs` each of the stitches is trained from there, which gives rows of its own.
     """
     _, *sides = network_pairs(p, dataset)[0]
     pairs = layer_pairs(p, *(side.untrained() for side in sides))
@@ -175,7 +176,7 @@ def stitch_across(p: StitchingRun, dataset: Dataset, keep: Callable[[str], Path]
         return pd.DataFrame()
     front_layer, end_layer = (listed(names) for names in zip(*cells, strict=True))
     # The plainest stitch, and no more images for CKA than it takes: only what is kept counts here.
-    plain = {"direct": "least squares", "epochs": 0, "init": "ps_inv", "mask": "identity", "form": "free",
+    plain = {"direct": "least squares", "epochs": epochs, "init": "ps_inv", "mask": "identity", "form": "free",
              "flatten": False, "batch_norm": False, "keep_skip": False, "target": "hard", "cka_images": 4}  # fmt: skip
     grid = p.model_copy(update=plain | {"front_layer": front_layer, "end_layer": end_layer})
     rows, _, _ = stitch_networks(grid, dataset, lambda name: keep(f"across-{name}"))
