@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reptrans.errors import BadData, ShapeMismatch
+from reptrans.errors import BadData, BadValue, ShapeMismatch
 from reptrans.matching import whole
 
 
@@ -42,8 +42,21 @@ class Scenes:
 
     def first(self, count: int) -> "Scenes":
         """The first `count` of them."""
-        parts = [part and part[:count] for part in (self.boxes, self.labels, self.sizes)]
-        images = self.images[:count] if isinstance(self.images, list) else [self.images[i] for i in range(count)]
+        return self._part(slice(0, count))
+
+    def divided(self, count: int) -> tuple["Scenes", "Scenes"]:
+        """All but the last `count`, and these. Raises BadValue where either would be empty."""
+        if not 0 < count < len(self):
+            raise BadValue(
+                f"{count} of {len(self)} scenes cannot be held out: some have to stay on both sides. Give a number "
+                f"from 1 to {len(self) - 1}, or a share below 1."
+            )
+        return self._part(slice(0, len(self) - count)), self._part(slice(len(self) - count, len(self)))
+
+    def _part(self, which: slice) -> "Scenes":
+        parts = [part and part[which] for part in (self.boxes, self.labels, self.sizes)]
+        places = range(*which.indices(len(self)))
+        images = self.images[which] if isinstance(self.images, list) else [self.images[i] for i in places]
         return Scenes(images, *parts[:2], self.classes, parts[2])
 
     def loader(self, batch_size: int = 8, **settings) -> "SceneLoader":

@@ -1,32 +1,37 @@
 """The experiment of the detection notebook: a small detector taught by a larger one in several ways."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 from pydantic import Field, field_validator
 from torchvision.models.detection import FasterRCNN
 
+from reptrans.bench import TUNING, chosen, plain_trial, read_factors
 from reptrans.detection.coco import coco_scenes
 from reptrans.detection.data import SceneLoader, Scenes
 from reptrans.detection.detectors import detector
 from reptrans.detection.digits import digit_scenes
-from reptrans.detection.train import METHODS, Efficient, Imitation, train_detector
+from reptrans.detection.evaluate import average_precision
+from reptrans.detection.train import METHODS, PLAIN, Efficient, Imitation, train_detector
 from reptrans.errors import BadData
-from reptrans.experiments.parameters import Count, Exact, NotNegative, Place, Positive, Weight
+from reptrans.experiments.parameters import Count, Exact, NotNegative, Place, Positive, Tried, Weight
+from reptrans.files import file_name
 from reptrans.notebook import names
 from reptrans.progress import progress
 from reptrans.training import Plan
 
 
-class DetectionRun(Place):
+class DetectionRun(Tried, Place):
     """Teacher, student, scenes, and how the one learns from the other.
 
     `dataset`: digits, or coco:PATH with the folders train and test in it, each in COCO's format. `classes`, `train`,
     `test`, `image_size`: digits that appear, images of each part, and their side; a folder is taken as it is.
     `limit`: the students see only so many of the training images, 0 for all.
     `methods`: names of METHODS joined by commas. `psi`, `imitation`, `warmup`; `soft`, `bounded`, `hint`, `margin`: as
-    in Imitation and Efficient. `look_every`: epochs between looks at the average precision.
+    in Imitation and Efficient. `look_every`: epochs between looks at validation scenes. `grid`, `factors`,
+    `tuning_seeds`: see Tried; `holdout`: of all training scenes so many, or that share of them, for validation alone.
     """
 
     dtype: Exact = "auto"
@@ -35,7 +40,8 @@ class DetectionRun(Place):
     dataset: str = "digits"
     classes: str = "0147"
     train: Count = 400
-    limit: NotNegative = 200
+    limit: NotNegative = 0
+    holdout: Positive = 100.0
     test: Count = 150
     image_size: int = Field(64, ge=32)
     methods: str = "plain,imitation,efficient"
@@ -50,6 +56,7 @@ class DetectionRun(Place):
     teacher_epochs: Count = 12
     epochs: Count = 15
     lr: Positive = 0.004
+    weight_decay: Weight = 1e-4
     batch_size: Count = 8
     look_every: Count = 3
 
@@ -59,8 +66,17 @@ class DetectionRun(Place):
         names(text, METHODS)
         return text
 
-    def load(self) -> tuple[Scenes, Scenes]:
-        """The scenes to train on and those to test on. Raises BadData, BadValue."""
+    @classmethod
+    def tried(cls) -> list[str]:
+        return list(METHODS)
+
+    def load(self) -> tuple[Scenes, Scenes, Scenes]:
+        """The scenes to train on, those for validation, and those to test on. Raises BadData, BadValue."""
+        train, test = self._loaded()
+        held = round(self.holdout if self.holdout >= 1 else self.holdout * len(train))
+        return *train.divided(held), test
+
+    def _loaded(self) -> tuple[Scenes, Scenes]:
         if self.dataset == "digits":
             digits = {"classes": self.classes, "size": self.image_size}
             return digit_scenes(self.train, **digits), digit_scenes(self.test, part="test", **digits)
@@ -74,8 +90,8 @@ class DetectionRun(Place):
 
     def plan(self, seed: int, epochs: int) -> Plan:
         return Plan(
-            epochs=epochs, optimiser="adam", lr=self.lr, schedule="one_cycle", precision=self.precision, portable=True,
-            clip=5.0, seed=seed,
+            epochs=epochs, optimiser="adam", lr=self.lr, weight_decay=self.weight_decay, schedule="one_cycle",
+            precision=self.precision, portable=True, clip=5.0, seed=seed,
         )  # fmt: skip
 
     def method(self, name: str) -> Imitation | Efficient:
@@ -87,34 +103,81 @@ class DetectionRun(Place):
         return replace(known, margin=self.margin if parts else known.margin, **parts)
 
 
-def distil_detectors(
-    p: DetectionRun, train: Scenes, test: Scenes, folder: Path
-) -> tuple[pd.DataFrame, dict[tuple[int, str], FasterRCNN]]:
-    """One teacher, trained on all scenes; then for every seed and method a student, trained on the first `limit`.
+@dataclass(frozen=True)
+class Detected:
+    """What a comparison of detectors gave.
+
+    `rows`: an epoch of a training each: seed, method ("teacher" among them), epoch, the terms of `train_detector`, and
+    every `look_every` epochs ap50 on validation scenes. `scores`: ap50 on test scenes at the end, seeds by methods;
+    `teacher`: the teacher's. `networks`: detectors by (seed, method). `trials`: validation scores by which factors were
+    chosen, empty where there were none; `chosen`: {method: factor}.
+    """
+
+    rows: pd.DataFrame
+    scores: pd.DataFrame
+    teacher: float
+    networks: dict[tuple[int, str], FasterRCNN]
+    trials: pd.DataFrame
+    chosen: dict[str, float]
+
+
+def distil_detectors(p: DetectionRun, train: Scenes, validation: Scenes, test: Scenes, folder: Path) -> Detected:
+    """One teacher, trained on all of `train`; then for every seed and method a student, trained on the first `limit`.
 
     "plain" is always among the methods. The students of one seed start from the same weights and see the images in the
-    same order. Rows: seed, method ("teacher" among them), epoch, the terms of `train_detector`, and ap50 every
-    `look_every` epochs. Detectors by (seed, method). `folder` holds a checkpoint of each, from which an interrupted run
-    goes on.
+    same order. Where there is a grid, every method has its trials before, on seeds of their own. Each network meets the
+    test scenes once, at its end. `folder` holds a checkpoint of each, from which an interrupted run goes on.
     """
-    tables, found = [], {}
+    tables: list[pd.DataFrame] = []
+    look = _loader(p, validation)
 
-    def train_one(seed: int, name: str, model: str, scenes: Scenes, plan: Plan, **settings) -> None:
+    def trained(seed: int, name: str, model: str, scenes: Scenes, plan: Plan, **settings) -> FasterRCNN:
         net = detector(model, len(train.classes), image_size=p.image_size, seed=seed)
         rows = train_detector(
-            net, _loader(p, scenes, shuffle=True, seed=seed), plan, test=_loader(p, test), look_every=p.look_every,
-            seed=seed, checkpoint=folder / f"{name}_{seed}.safetensors", label=f"{name}, seed {seed}", **settings,
+            net, _loader(p, scenes, shuffle=True, seed=seed), plan, test=look, look_every=p.look_every, seed=seed,
+            checkpoint=folder / f"{file_name(name)}_{seed}.safetensors", label=f"{name}, seed {seed}", **settings,
         )  # fmt: skip
         tables.append(rows.assign(seed=seed, method=name))
-        found[seed, name] = net
+        return net
 
-    train_one(0, "teacher", p.teacher, train, p.plan(0, p.teacher_epochs))
+    def student(seed: int, name: str, factor: float, label: str) -> FasterRCNN:
+        q = strengthened(p, name, factor)
+        return trained(seed, label, p.student, few, q.plan(seed, p.epochs), method=q.method(name), teacher=teacher)
+
+    teacher = trained(0, "teacher", p.teacher, train, p.plan(0, p.teacher_epochs))
     few = train.first(p.limit) if p.limit else train
-    for seed in progress(range(p.seeds), "seeds"):
-        for name in dict.fromkeys(["plain", *names(p.methods, METHODS)]):
-            plan = p.plan(seed, p.epochs)
-            train_one(seed, name, p.student, few, plan, method=p.method(name), teacher=found[0, "teacher"])
-    return pd.concat(tables, ignore_index=True), found
+    methods = list(dict.fromkeys(["plain", *names(p.methods, METHODS)]))
+    jobs = list(product(methods, p.trials, range(TUNING + 1, TUNING + 1 + p.tuning_seeds)))
+    scored = [
+        (name, trial, seed, average_precision(student(seed, name, trial, f"{name} times {trial:g}"), look))
+        for name, trial, seed in (progress(jobs, "trials") if jobs else ())
+    ]
+    trials = pd.DataFrame(scored, columns=["method", "trial", "seed", "score"])
+    known = chosen(trials) if jobs else read_factors(p.factors, METHODS)
+    factors = dict.fromkeys(methods, 1.0) | {name: factor for name, factor in known.items() if name in methods}
+    del tables[1:]  # of the trials only their scores are told
+    networks = {(seed, name): student(seed, name, factors[name], name)
+                for seed in progress(range(p.seeds), "seeds") for name in methods}  # fmt: skip
+    unseen = _loader(p, test)
+    scores = pd.Series({key: average_precision(net, unseen) for key, net in networks.items()}).unstack(sort=False)
+    return Detected(
+        pd.concat(tables, ignore_index=True), scores.rename_axis(index="seed"), average_precision(teacher, unseen),
+        {(0, "teacher"): teacher} | networks, trials, factors,
+    )  # fmt: skip
+
+
+def strengthened(p: DetectionRun, name: str, factor: float) -> DetectionRun:
+    """The parameters of a method with `factor` times its weights; of plain students, see `plain_trial`.
+
+    The share that soft classes have ends at 1.
+    """
+    if METHODS[name] == PLAIN:
+        rate, decay = plain_trial(factor)
+        return p.model_copy(update={"lr": p.lr * rate, "weight_decay": p.weight_decay * decay})
+    if isinstance(METHODS[name], Imitation):
+        return p.model_copy(update={"imitation": p.imitation * factor})
+    more = {"soft": min(1.0, p.soft * factor), "bounded": p.bounded * factor, "hint": p.hint * factor}
+    return p.model_copy(update=more)
 
 
 def _loader(p: DetectionRun, scenes: Scenes, **settings) -> SceneLoader:

@@ -8,6 +8,7 @@ import pandas as pd
 from pydantic import Field
 from torch import Tensor
 
+from reptrans.bench import verdicts
 from reptrans.distillation.methods.fd_gan import WEIGHTS, Weights
 from reptrans.experiments.parameters import Count, Exact, NotNegative, Place, Positive, Weight
 from reptrans.progress import progress
@@ -22,6 +23,8 @@ from reptrans.reid.stages import Parts, Rates, Stage, generated, parts, train_ba
 from reptrans.training import Plan
 
 VERIFICATION = Weights(1.0, 0.0, 0.0, 0.0, 0.0)
+SCORES = ("mAP", "rank1", "less_pose")
+READABLE = 0.3  # pose R² from which there is something to lose
 
 
 class ReidRun(Place):
@@ -105,6 +108,25 @@ def reidentify(p: ReidRun, people: Reid, folder: Path) -> tuple[pd.DataFrame, di
         rows += [{"seed": seed} | row for row in found]
         pictures = pictures or shown
     return pd.DataFrame(rows), pictures
+
+
+def gains(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """(table, note): what stage III gains over the control, which trained as long without generating; see `verdicts`.
+
+    Rows for mAP, rank1 and less_pose, which is pose_r2 turned round. Where the control's pose_r2 is below READABLE on
+    average there is hardly a pose to lose: less_pose then has no verdict, and the note says so.
+    """
+    wide = rows.assign(less_pose=-rows["pose_r2"]).pivot(index="seed", columns="condition", values=list(SCORES))
+    wide.columns = [" ".join(both) for both in wide.columns]
+    table, note = verdicts(wide, {f"{score} stage III": f"{score} control" for score in SCORES})
+    table.insert(0, "score", list(SCORES))
+    table = table.drop(columns=["method", "over", "published"])
+    legible = -wide["less_pose control"].mean()
+    if legible < READABLE:
+        table.loc[table["score"] == "less_pose", "verdict"] = ""
+        more = f"The control's code tells {legible:.2f} of the pose, less than {READABLE}: too little to judge by."
+        note = " ".join(filter(None, (note, more)))
+    return table, note
 
 
 def _one_seed(p: ReidRun, people: Reid, seed: int, folder: Path) -> tuple[list[dict], dict]:

@@ -206,14 +206,17 @@ def test_coco_images_of_another_size_than_annotated_are_refused(coco):
 
 
 def test_run_reads_digits_and_folders(coco, tmp_path):
-    train, test = DetectionRun(train=2, test=1, classes="01").load()
-    assert (len(train), len(test), train.classes) == (2, 1, ("0", "1"))
-    folder = coco(DOG)
+    train, held, test = DetectionRun(train=3, test=1, classes="01", holdout=1).load()
+    assert (len(train), len(held), len(test), train.classes) == (2, 1, 1, ("0", "1"))
+    assert [len(part) for part in DetectionRun(train=4, test=1, holdout=0.25).load()] == [3, 1, 1]
+    with pytest.raises(BadValue, match="3 of 3 scenes cannot be held out: some have to stay on both sides"):
+        DetectionRun(train=3, test=1, holdout=3).load()
+    folder = coco(DOG, DOG | {"image_id": 4, "bbox": [1, 1, 9, 9]})
     for part in ("train", "test"):
         (tmp_path / part).mkdir()
         for file in ("a.png", "b.png", "boxes.json"):
             (tmp_path / part / file).write_bytes((folder / file).read_bytes())
-    train, test = DetectionRun(dataset=f"coco:{tmp_path}").load()
-    assert (len(train), train.classes, len(test)) == (2, ("cat", "dog"), 2)
+    train, held, test = DetectionRun(dataset=f"coco:{tmp_path}", holdout=1).load()
+    assert (len(train), len(held), train.classes, len(test)) == (1, 1, ("cat", "dog"), 2)
     with pytest.raises(BadData, match="there are no scenes 'mnist'. Possible: digits, coco:PATH"):
         DetectionRun(dataset="mnist").load()

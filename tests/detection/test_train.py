@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from reptrans.detection import Efficient, Imitation, detector, digit_scenes, masks_of, train_detector
+from reptrans.detection import Efficient, Imitation, average_precision, detector, digit_scenes, masks_of, train_detector
 from reptrans.detection.train import METHODS, PLAIN
 from reptrans.errors import BadCheckpoint, BadValue
-from reptrans.experiments.detection import DetectionRun, distil_detectors
+from reptrans.experiments import detection
+from reptrans.experiments.detection import DetectionRun, distil_detectors, strengthened
 from reptrans.training import Plan
 
 SCENES = digit_scenes(8, classes="014")
@@ -170,7 +171,8 @@ def test_a_small_detector_learns_a_few_scenes():
 
 
 RUN = {
-    "train": 4,
+    "train": 5,
+    "holdout": 1,
     "test": 2,
     "epochs": 1,
     "seeds": 2,
@@ -182,13 +184,40 @@ RUN = {
 
 def test_the_experiment(tmp_path):
     p = DetectionRun(**RUN, methods="hint")
-    rows, found = distil_detectors(p, *p.load(), tmp_path)
-    assert rows[["seed", "method"]].drop_duplicates().to_numpy().tolist() == [
+    found = distil_detectors(p, *p.load(), tmp_path)
+    assert found.rows[["seed", "method"]].drop_duplicates().to_numpy().tolist() == [
         [0, "teacher"], [0, "plain"], [0, "hint"], [1, "plain"], [1, "hint"],
     ]  # fmt: skip
-    again, _ = distil_detectors(p, *p.load(), tmp_path)
-    assert again.equals(rows)
-    assert set(found) == {(0, "teacher"), (0, "plain"), (0, "hint"), (1, "plain"), (1, "hint")}
+    again = distil_detectors(p, *p.load(), tmp_path)
+    assert again.rows.equals(found.rows) and again.scores.equals(found.scores)
+    assert set(found.networks) == {(0, "teacher"), (0, "plain"), (0, "hint"), (1, "plain"), (1, "hint")}
+    assert found.scores.index.to_list() == [0, 1] and list(found.scores) == ["plain", "hint"]
+    unseen = p.load()[2].loader(2, **p.place)
+    assert found.scores.loc[1, "hint"] == average_precision(found.networks[1, "hint"], unseen)
+    assert found.trials.empty and found.chosen == {"plain": 1.0, "hint": 1.0}
+
+
+def test_every_method_has_the_same_trials_on_other_seeds_and_scenes(tmp_path, monkeypatch):
+    p = DetectionRun(**RUN, methods="hint", grid="0.3,1", tuning_seeds=1)
+    looked = []
+    monkeypatch.setattr(detection, "average_precision", lambda net, loader: looked.append(len(loader.split)) or 0.5)
+    found = distil_detectors(p, *p.load(), tmp_path)
+    assert found.trials[["method", "trial"]].to_numpy().tolist() == [
+        ["plain", 0.3], ["plain", 1.0], ["hint", 0.3], ["hint", 1.0],
+    ]  # fmt: skip
+    assert not set(found.trials["seed"]) & set(found.rows["seed"])
+    # Four trials judged by the one validation scene; then four students and the teacher by the two of the test.
+    assert looked == [1] * 4 + [2] * 5
+    assert found.chosen == {"plain": 1.0, "hint": 1.0}
+
+
+def test_a_factor_multiplies_what_a_method_has():
+    p = DetectionRun(soft=0.4, bounded=0.7, hint=2.0, imitation=0.2, lr=0.01, weight_decay=0.1)
+    assert strengthened(p, "imitation", 3).method("imitation").weight == pytest.approx(0.6)
+    efficient = strengthened(p, "efficient", 3).method("efficient")
+    assert (efficient.soft, efficient.bounded, efficient.hint) == pytest.approx((1.0, 2.1, 6.0))
+    plain = [strengthened(p, "plain", factor) for factor in (0.3, 10)]
+    assert [(q.lr, q.weight_decay) for q in plain] == [pytest.approx((0.003, 0.1)), pytest.approx((0.01, 1.0))]
 
 
 def test_a_runs_numbers_reach_its_methods():

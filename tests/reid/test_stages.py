@@ -3,13 +3,14 @@
 import copy
 import math
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from reptrans.distillation.methods import fd_gan
 from reptrans.errors import BadCheckpoint, BadData, BadValue, Diverged
-from reptrans.experiments.reid import ReidRun, reidentify
+from reptrans.experiments.reid import ReidRun, gains, reidentify
 from reptrans.reid import (
     Pairs,
     Parts,
@@ -289,3 +290,25 @@ def test_the_experiment_refuses_images_without_landmarks_before_any_training(tmp
     with pytest.raises(BadData, match="no landmarks"):
         reidentify(SMALL, type(found)("blind", found.train, blind, found.gallery), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def scored(legible):
+    rows = []
+    for seed, noise in enumerate((0.0, 0.01, -0.01)):
+        for condition, mean, pose in (("control", 0.5, legible), ("stage III", 0.6, legible - 0.1)):
+            more = noise if condition == "stage III" else 0
+            rows.append((seed, condition, mean + more, mean - more, pose + more))
+    return pd.DataFrame(rows, columns=["seed", "condition", "mAP", "rank1", "pose_r2"])
+
+
+def test_what_stage_three_gains_is_judged_by_rule():
+    table, note = gains(scored(0.5))
+    assert note == "" and table["score"].to_list() == ["mAP", "rank1", "less_pose"]
+    assert table["gain"].to_list() == pytest.approx([0.1] * 3)
+    assert table["verdict"].to_list() == ["held"] * 3
+
+
+def test_a_pose_that_cannot_be_read_gets_no_verdict():
+    table, note = gains(scored(0.05))
+    assert table["verdict"].to_list() == ["held", "held", ""]
+    assert note == "The control's code tells 0.05 of the pose, less than 0.3: too little to judge by."
