@@ -103,6 +103,9 @@ class DetectionRun(Tried, Place):
         return replace(known, margin=self.margin if parts else known.margin, **parts)
 
 
+Trained = tuple[FasterRCNN, pd.DataFrame]  # a detector and the rows of its epochs
+
+
 @dataclass(frozen=True)
 class Detected:
     """What a comparison of detectors gave.
@@ -128,40 +131,39 @@ def distil_detectors(p: DetectionRun, train: Scenes, validation: Scenes, test: S
     same order. Where there is a grid, every method has its trials before, on seeds of their own. Each network meets the
     test scenes once, at its end. `folder` holds a checkpoint of each, from which an interrupted run goes on.
     """
-    tables: list[pd.DataFrame] = []
     look = _loader(p, validation)
 
-    def trained(seed: int, name: str, model: str, scenes: Scenes, plan: Plan, **settings) -> FasterRCNN:
+    def trained(seed: int, name: str, model: str, scenes: Scenes, plan: Plan, **settings) -> Trained:
         net = detector(model, len(train.classes), image_size=p.image_size, seed=seed)
         rows = train_detector(
             net, _loader(p, scenes, shuffle=True, seed=seed), plan, test=look, look_every=p.look_every, seed=seed,
             checkpoint=folder / f"{file_name(name)}_{seed}.safetensors", label=f"{name}, seed {seed}", **settings,
         )  # fmt: skip
-        tables.append(rows.assign(seed=seed, method=name))
-        return net
+        return net, rows.assign(seed=seed, method=name)
 
-    def student(seed: int, name: str, factor: float, label: str) -> FasterRCNN:
+    def student(seed: int, name: str, factor: float, label: str) -> Trained:
         q = strengthened(p, name, factor)
         return trained(seed, label, p.student, few, q.plan(seed, p.epochs), method=q.method(name), teacher=teacher)
 
-    teacher = trained(0, "teacher", p.teacher, train, p.plan(0, p.teacher_epochs))
+    teacher, first = trained(0, "teacher", p.teacher, train, p.plan(0, p.teacher_epochs))
     few = train.first(p.limit) if p.limit else train
     methods = list(dict.fromkeys(["plain", *names(p.methods, METHODS)]))
     jobs = list(product(methods, p.trials, range(TUNING + 1, TUNING + 1 + p.tuning_seeds)))
     scored = [
-        (name, trial, seed, average_precision(student(seed, name, trial, f"{name} times {trial:g}"), look))
+        (name, trial, seed, student(seed, name, trial, f"{name} times {trial:g}")[1]["ap50"].iloc[-1])
         for name, trial, seed in (progress(jobs, "trials") if jobs else ())
     ]
     trials = pd.DataFrame(scored, columns=["method", "trial", "seed", "score"])
     known = chosen(trials) if jobs else read_factors(p.factors, METHODS)
     factors = dict.fromkeys(methods, 1.0) | {name: factor for name, factor in known.items() if name in methods}
-    del tables[1:]  # of the trials only their scores are told
-    networks = {(seed, name): student(seed, name, factors[name], name)
+    students = {(seed, name): student(seed, name, factors[name], name)
                 for seed in progress(range(p.seeds), "seeds") for name in methods}  # fmt: skip
+    networks = {key: net for key, (net, _) in students.items()}
+    rows = pd.concat([first, *(table for _, table in students.values())], ignore_index=True)
     unseen = _loader(p, test)
     scores = pd.Series({key: average_precision(net, unseen) for key, net in networks.items()}).unstack(sort=False)
     return Detected(
-        pd.concat(tables, ignore_index=True), scores.rename_axis(index="seed"), average_precision(teacher, unseen),
+        rows, scores.rename_axis(index="seed"), average_precision(teacher, unseen),
         {(0, "teacher"): teacher} | networks, trials, factors,
     )  # fmt: skip
 
