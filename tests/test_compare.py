@@ -127,14 +127,14 @@ def test_layers_are_prepared_once(name, kept, monkeypatch):
     expected, once = compare(*NETS, images(40), LAYERS_A, LAYERS_B, name), len(prepared)
     assert once == len(LAYERS_A) + len(LAYERS_B)
     if kept == "some":  # what memory does not hold is prepared again, to the same values
-        monkeypatch.setattr(sys.modules["reptrans.similarity.compare"], "MOST_BYTES", 22_000)
+        monkeypatch.setattr(sys.modules["reptrans.similarity.kept"], "MOST_BYTES", 22_000)
         assert compare(*NETS, images(40), LAYERS_A, LAYERS_B, name).equals(expected)
         assert once < len(prepared) - once <= len(LAYERS_A) * (1 + len(LAYERS_B))
 
 
 def test_layers_of_one_tensor_are_kept_once(monkeypatch):
     net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 40, 1), nn.ReLU()), nn.Conv2d(40, 2, 1))
-    module, x = sys.modules["reptrans.similarity.compare"], images()
+    module, x = sys.modules["reptrans.similarity.kept"], images()
     # Two layers of 40 features, and their product; of four there would be more.
     monkeypatch.setattr(module, "MOST_BYTES", 8 * (2 * 40**2 + 2 * 40 * 40 + 40**2))
     table = compare(net, net, [x], ["0", "0.0", "0.1"], measure="linear_cka")

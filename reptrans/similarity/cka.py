@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from reptrans.similarity.pair import Pair, of_moments, of_rows, products, u_centred
+from reptrans.similarity.pair import Pair, both_exchanged, of_moments, of_rows, products, u_centred
 
 
-@of_moments(dtype=None)
+@of_moments(dtype=None, several=True)
 def linear_cka(pair: Pair) -> Tensor:
     """Linear CKA of x (n, p) and y (n, q): rows are the same n examples.
 
@@ -21,7 +21,7 @@ def linear_cka(pair: Pair) -> Tensor:
     return _ratio(*pair.alignment(debiased=False))
 
 
-@of_moments(dtype=None)
+@of_moments(dtype=None, several=True)
 def debiased_cka(pair: Pair) -> Tensor:
     """Linear CKA with U-centred Grams, whose products estimate HSIC without bias.
 
@@ -40,7 +40,7 @@ def _kernel(x: Tensor, bandwidth: float, debiased: bool) -> Tensor:
     return u_centred(k) if debiased else k - k.mean(0) - k.mean(1, keepdim=True) + k.mean()
 
 
-@of_rows(prepare=_kernel, matrices=5)
+@of_rows(prepare=_kernel, matrices=5, exchanged=both_exchanged)
 def rbf_cka(x: Tensor, y: Tensor, bandwidth: float = 1.0, debiased: bool = False) -> Tensor:
     """CKA with Gaussian kernels exp(-d² / (2 t² median d²)), t = `bandwidth`, the median over all n² squared distances.
 

@@ -1,43 +1,44 @@
 """All pairs of layers of two networks in one pass over the images."""
 
-import math
 from collections.abc import Iterable, Sequence
-from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reptrans.errors import BadData, BadValue, ShapeMismatch
+from reptrans.errors import BadData, BadValue, LayerNotFound, ShapeMismatch, choose
 from reptrans.layers import channel_axes, cuttable_layers, front
 from reptrans.layers.network import first_examples, unwrap
-from reptrans.similarity.checks import largest_of
-from reptrans.similarity.fold import FOLDS, blocks, check_fold, fold, laid_out, places, token_mask, without_padding
-from reptrans.similarity.grams import Grams, join_small
+from reptrans.similarity.checks import checked, largest_of
+from reptrans.similarity.fold import check_fold, fold, laid_out, token_mask, without_padding
+from reptrans.similarity.grams import join_small
 from reptrans.similarity.inputs import Inputs, batches, explained, moved, refuse_single, size_of
+from reptrans.similarity.kept import KEEPERS, Kept
 from reptrans.similarity.measures import Measure, find
-from reptrans.similarity.moments import AT_ONCE, PairMoments, Sums
+from reptrans.similarity.null import Calibrated, calibrated, check_null
+from reptrans.similarity.stored import Features, refuse_other_examples
 from reptrans.training import evaluating
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_BYTES = 2**32  # of moments, or of rows and what is prepared of them
-
 
 @torch.no_grad()
 def compare(
-    net_a: nn.Module,
-    net_b: nn.Module,
-    loader: Iterable,
+    net_a: nn.Module | Features,
+    net_b: nn.Module | Features,
+    loader: Iterable | None = None,
     layers_a: str | Sequence[str] | None = None,
     layers_b: str | Sequence[str] | None = None,
     measure: str = "debiased_cka",
     fold: str = "pool",
     class_tokens: int | tuple[int, int] = 0,
+    null: int = 0,
+    intervals: int = 0,
+    seed: int = 0,
     **options,
-) -> "pd.DataFrame":
+) -> "pd.DataFrame | Calibrated":
     """A measure of MEASURES for every layer of one network (rows) with every layer of the other (columns).
 
     `loader` gives batches, as a torch DataLoader does: images; tuples or lists that begin with images; mappings with
@@ -54,34 +55,82 @@ def compare(
 
         figures.heatmap(compare(a, b, loader), "debiased CKA, pooled", limits=(0, 1))
 
+    In place of two networks and a loader, two `Features`: what they gave, stored, matched by ids.
+
+    With `null`, a number of random orders (200 say), the values come with what chance gives: the same activations, the
+    second network's examples exchanged, drawn from `seed`; see `Calibrated`. Rows of all layers are kept for it.
+    `intervals`: so many random halves of the examples, for the 95 % interval of every value; with a null alone.
+
     A layer that does not vary gives NaN. Raises UnknownName, LayerNotFound, CannotCut; BadData for NaN, infinity, too
     few images or batches without any; ShapeMismatch for images that a network does not take and activations that
     cannot be paired; BadValue for what is no network, loader or option, and where memory would not do.
     """
-    import pandas as pd
 
-    nets = unwrap(net_a), unwrap(net_b)
     dropped = class_tokens if isinstance(class_tokens, tuple) else (class_tokens, class_tokens)
     if len(dropped) != 2:
         raise BadValue(f"class_tokens is one number for both networks, or a pair (a, b); given {class_tokens}.")
     for tokens in dropped:
         check_fold(fold, tokens)
     names = _asked(layers_a, layers_b)
-    kept = _KEEPERS[find(measure).needs](measure, fold, options)
+    kept, sides = _keeper(measure, fold, options, null, intervals, seed), ()
+    if isinstance(net_a, Features) or isinstance(net_b, Features):
+        stored = _stored_sides((net_a, net_b), loader, names, dropped, fold)
+        kept.add(*_both(*stored))
+        return _finished(kept, intervals, *((list(side), range(len(side))) for side in stored))
+    nets = unwrap(net_a), unwrap(net_b)
     with evaluating(*nets):
         for batch in join_small(batches(loader)):
-            if not kept.sides:
+            if not sides:
                 first, second = zip(nets, names, dropped, strict=True)
                 side = _Side(*first, batch, fold)
-                kept.sides = side, side if second == first else _Side(*second, batch, fold)
-            kept.update(batch)
-    if not kept.sides:
+                sides = side, side if second == first else _Side(*second, batch, fold)
+            first, second = sides
+            layers = first.look(batch)
+            kept.add(*_both(layers, layers if second is first else second.look(batch)))
+    if not sides:
         raise BadData("compare was given no images.")
-    a, b = kept.sides
-    values, mirrored = {}, a is b and find(measure).symmetric
-    for i, j in product(range(len(a.distinct)), range(len(b.distinct))):
-        values[i, j] = values[j, i] if mirrored and j < i else _value(kept, i, j)
-    return pd.DataFrame([[values[i, j] for j in b.places] for i in a.places], pd.Index(a.names), pd.Index(b.names))
+    return _finished(kept, intervals, *((side.names, side.places) for side in sides))
+
+
+@torch.no_grad()
+def calibrate(
+    x: Tensor, y: Tensor, measure: str = "debiased_cka", null: int = 200, intervals: int = 0, seed: int = 0, **options
+) -> dict[str, float]:
+    """A measure of x (n, p) and y (n, q), tensors, arrays or lists, with what chance gives: value, mean, sd, effect, z,
+    p, and low and high with `intervals`; see `Calibrated`. Raises as `compare` does.
+
+        calibrate(x, y, "rsa", null=200)["effect"]
+    """
+    if not null:
+        raise BadValue("calibrate needs a null, of 200 orders say; without one, call the measure.")
+    x, y = checked(x, y, measure)
+    kept = _keeper(measure, "flatten" if measure == "minibatch_cka" else "pool", options, null, intervals, seed)
+    kept.add((["x"], ["y"]), [x, y.to(x.device)])
+    row = _finished(kept, intervals, (["x"], [0]), (["y"], [0])).rows().iloc[0]
+    return {name: float(row[name]) for name in row.index if name not in ("front_layer", "end_layer", "p_searched")}
+
+
+def _keeper(measure: str, how: str, options: dict, null: int, intervals: int, seed: int) -> Kept:
+    """What keeps for this measure what it needs, and for its null and its intervals. Raises UnknownName, BadValue."""
+    check_null(null, intervals)
+    if intervals and not null:
+        raise BadValue("intervals stand beside a null; give null=200 say.")
+    generator = torch.Generator().manual_seed(seed)
+    return KEEPERS[find(measure).needs](measure, how, options, bool(null), shuffles=null, generator=generator)
+
+
+def _finished(kept: Kept, intervals: int, *sides: tuple[list[str], list[int]]) -> "pd.DataFrame | Calibrated":
+    """The table of what was kept, or all tables with a null; of each side its layers' names, and each one's place
+    among what was kept."""
+    import pandas as pd
+
+    (rows, i), (columns, j) = sides
+    table = pd.DataFrame(kept.values()[i][:, j].numpy(), pd.Index(rows), pd.Index(columns))
+    if not kept.shuffles:
+        return table
+    null, halves = kept.null(), kept.halves(intervals) if intervals else None
+    null, halves = (v if v is None else v[:, i][:, :, j] for v in (null, halves))
+    return calibrated(table, null, find(kept.measure), halves)
 
 
 def most_similar(table: "pd.DataFrame", measure: str | Measure) -> "pd.Series":
@@ -121,7 +170,8 @@ class _Side:
         self.distinct: list[str] = []
         self.places: list[int] = []
 
-    def __call__(self, batch: Inputs) -> list[Tensor]:
+    def look(self, batch: Inputs) -> dict[str, Tensor]:
+        """The distinct layers' activations for a batch."""
         inputs = moved(self.net, batch)
         with explained(self.net, inputs):
             activations = self.front(inputs)
@@ -129,7 +179,7 @@ class _Side:
         if self.places not in ([], places):
             raise BadData("some layers give one tensor for some images and not for others; compare them one by one.")
         self.places = places
-        return [self._checked(activations[name], name, inputs) for name in self.distinct]
+        return {name: self._checked(activations[name], name, inputs) for name in self.distinct}
 
     def _foldable(self, few: Inputs) -> list[str]:
         activations, found = front(self.net, self.names)(few), []
@@ -151,13 +201,48 @@ class _Side:
                 f"layer {name!r} gives {tuple(activations.shape)}, but other layers have {examples} examples, as the "
                 "batch has. Batches are (n, …)."
             )
-        if not largest_of(activations) < torch.inf:
-            raise BadData(f"the activations of layer {name!r} hold NaN or infinity; look at the network and its input.")
         mask = token_mask(inputs, activations)
         if mask is not None and self.how in ("pool", "tokens"):
+            refuse_infinite(activations, name)
             return without_padding(activations[:, self.dropped :], mask[:, self.dropped :], self.how)
-        form = laid_out if self.how in ("pixels", "tokens") else fold
-        return form(activations, self.how, self.axes[name], self.dropped)
+        return _folded(activations, name, self.how, self.axes[name], self.dropped)
+
+
+def _folded(activations: Tensor, name: str, how: str, axis: int | None, dropped: int) -> Tensor:
+    refuse_infinite(activations, name)
+    form = laid_out if how in ("pixels", "tokens") else fold
+    return form(activations, how, axis, dropped)
+
+
+def refuse_infinite(activations: Tensor, name: str) -> None:
+    """Raise BadData for NaN or infinity in the activations of a layer."""
+    if not largest_of(activations) < torch.inf:
+        raise BadData(f"the activations of layer {name!r} hold NaN or infinity; look at the network and its input.")
+
+
+def _both(a: dict[str, Tensor], b: dict[str, Tensor]) -> tuple[tuple[list[str], list[str]], list[Tensor]]:
+    """Names and tensors of both sides, on one device; where both are the same, once."""
+    layers, first, second = list(a.values()), list(a), list(b)
+    if a is b:
+        return (first, first), layers
+    return (first, second), [*layers, *(v.to(layers[0].device) for v in b.values())]
+
+
+def _stored_sides(sides: tuple, loader: object, names: list, dropped: tuple[int, int], how: str) -> list[dict]:
+    """The layers of two `Features`, checked and folded; one and the same twice where both sides are."""
+    if loader is not None or not all(isinstance(side, Features) for side in sides):
+        raise BadValue(
+            "compare takes two networks and a loader, or two Features and none. Features.of(net, loader, layers) are "
+            "those of a network."
+        )
+    refuse_other_examples(*sides)
+    found = []
+    for side, own, leading in zip(sides, names, dropped, strict=True):
+        chosen = list(side.layers) if own is None else own
+        layers = {name: choose(name, side.layers, "no layer {} is stored", LayerNotFound) for name in chosen}
+        found.append({name: _folded(v, name, how, None, leading) for name, v in layers.items()})
+    same = sides[0] is sides[1] and names[0] == names[1] and dropped[0] == dropped[1]
+    return [found[0], found[0]] if same else found
 
 
 def _distinct(activations: dict[str, Tensor], names: list[str]) -> tuple[list[str], list[int]]:
@@ -166,146 +251,3 @@ def _distinct(activations: dict[str, Tensor], names: list[str]) -> tuple[list[st
     for name in names:
         first.setdefault(id(activations[name]), name)
     return list(first.values()), [list(first).index(id(activations[name])) for name in names]
-
-
-class _Kept:
-    """What is kept of all layers from batch to batch: those of the first side, and from place `second` of the other.
-
-    Of a network with itself the two are the same, and `second` is 0.
-    """
-
-    folds: tuple[str, ...] = ("pool", "flatten")
-
-    def __init__(self, measure: str, how: str, options: dict):
-        self.measure, self.how, self.options, self.sides, self.started = measure, how, options, (), False
-        if how not in self.folds:
-            raise BadValue(f"{measure} compares whole examples: fold with 'pool' or 'flatten', not with {how!r}.")
-        find(measure).check_options(options)
-
-    def update(self, batch: Inputs) -> None:
-        first, second = self.sides
-        layers = first(batch)
-        if second is not first:
-            layers = [*layers, *(v.to(layers[0].device) for v in second(batch))]
-        if not self.started:
-            self.second = 0 if second is first else len(first.distinct)
-            self.start(layers)
-            self.started = True
-        self.add(layers)
-
-
-class _KeptMoments(_Kept):
-    """Sums of each layer, on each grid that it meets another on (only "pixels" has more than one), and products of
-    each pair."""
-
-    folds = FOLDS
-
-    def start(self, layers: list[Tensor]) -> None:
-        debiased, widths = self.measure == "debiased_cka", [v.shape[1] for v in layers]
-        a, b = (range(len(side.distinct)) for side in self.sides)
-        # Of a network with itself, the product of j with i is that of i with j.
-        self.grids = {(i, j): self._grid(layers, i, j) for i, j in product(a, b) if self.second or i <= j}
-        keys = {key for (i, j), grid in self.grids.items() for key in ((i, grid), (self.second + j, grid))}
-        shapes = {(i, j): (widths[i] + debiased, widths[self.second + j] + debiased) for i, j in self.grids}
-        self._refuse_size(sum(widths[k] ** 2 for k, _ in keys) + sum(map(math.prod, shapes.values())), sum(widths))
-        self.sums = {key: Sums(debiased) for key in keys}
-        self.products = {key: layers[0].new_zeros(shape, dtype=torch.float64) for key, shape in shapes.items()}
-
-    def add(self, layers: list[Tensor]) -> None:
-        most = max(math.prod(v.shape[2:]) for v in layers)
-        for parts in zip(*(v.split(max(1, AT_ONCE // most)) for v in layers), strict=True):
-            z = {(k, grid): sums.add(self._fold(parts[k], grid)) for (k, grid), sums in self.sums.items()}
-            for (i, j), grid in self.grids.items():
-                self.products[i, j].addmm_(z[i, grid], z[self.second + j, grid].T)
-
-    def value(self, i: int, j: int) -> Tensor:
-        turned = (i, j) not in self.grids
-        key = (j, i) if turned else (i, j)
-        x, y = (self.sums[k, self.grids[key]].own for k in (i, self.second + j))
-        pair = PairMoments(x, y, self.products[key].T if turned else self.products[key])
-        return pair.value(self.measure, **self.options)
-
-    def _grid(self, layers: list[Tensor], i: int, j: int) -> tuple[int, ...] | None:
-        """The places on which layers i and j meet; None where whole examples are samples."""
-        if self.how not in ("pixels", "tokens"):
-            return None
-        x, y = (places(layers[k], 1) for k in (i, self.second + j))
-        if self.how == "tokens" and x != y:
-            a, b = (side.distinct for side in self.sides)
-            raise ShapeMismatch(
-                f"layers {a[i]!r} and {b[j]!r} have {x} and {y} tokens, which cannot be paired; fold with 'pool', or "
-                "drop class tokens with class_tokens."
-            )
-        return tuple(map(min, x, y))
-
-    def _fold(self, activations: Tensor, grid: tuple[int, ...] | None) -> Tensor:
-        return activations.unsqueeze(2) if grid is None else blocks(activations, self.how, grid, 1)
-
-    def _refuse_size(self, entries: int, features: int) -> None:
-        if 8 * entries > MOST_BYTES:
-            raise BadValue(
-                f"the moments of {features} features take {8 * entries / 2**30:.0f} GiB, more than "
-                f"{MOST_BYTES / 2**30:.0f}. Name fewer layers, fold with 'pool', or take measure='minibatch_cka'."
-            )
-
-
-class _KeptGrams(_Kept):
-    def __init__(self, measure: str, how: str, options: dict):
-        super().__init__(measure, how, options)
-        if options:
-            raise BadValue(f"{measure} takes its batches from the loader, not {', '.join(options)}.")
-
-    def start(self, layers: list[Tensor]) -> None:
-        self.grams = Grams(*(len(side.distinct) for side in self.sides), layers[0].device)
-
-    def add(self, layers: list[Tensor]) -> None:
-        self.grams.update(*(layers[: self.second], layers[self.second :]) if self.second else (layers, layers))
-
-    def value(self, i: int, j: int) -> Tensor:
-        return self.grams.values()[i, j]
-
-
-class _KeptRows(_Kept):
-    """All rows; at the end each layer is prepared once, as far as memory holds what that makes of the columns."""
-
-    def start(self, layers: list[Tensor]) -> None:
-        self.function, self.rows = find(self.measure).function, [[] for _ in layers]
-        self.bytes, self.examples, self.row, self.columns = 0, 0, (None, None), {}
-
-    def add(self, layers: list[Tensor]) -> None:
-        for rows, v in zip(self.rows, layers, strict=True):
-            rows.append(v.clone())
-            self.bytes += v.nbytes
-        self.examples += len(layers[0])
-        self.function.refuse_examples(self.examples)
-        if self.bytes > MOST_BYTES:
-            raise BadValue(
-                f"{self.measure} keeps the rows of all layers, more than {MOST_BYTES / 2**30:.0f} GiB by now. Name "
-                "fewer layers, give fewer images, or fold with 'pool'."
-            )
-
-    def value(self, i: int, j: int) -> Tensor:
-        if self.row[0] != i:
-            self.row = i, self._prepared(i)
-        return self.function.combine(self.row[1], self._prepared(self.second + j), **self.options)
-
-    def _prepared(self, k: int) -> object:
-        if k in self.columns:
-            return self.columns[k]
-        own = self.function.prepare(torch.cat(self.rows[k]).double(), **self.options)
-        size = sum(v.nbytes for v in (own if isinstance(own, tuple) else [own]) if isinstance(v, Tensor))
-        if k >= self.second and self.bytes + size <= MOST_BYTES:
-            self.columns[k] = own
-            self.bytes += size
-        return own
-
-
-_KEEPERS = {"moments": _KeptMoments, "grams": _KeptGrams, "rows": _KeptRows}
-
-
-def _value(kept: _Kept, i: int, j: int) -> float:
-    try:
-        return float(kept.value(i, j))
-    except BadData as error:
-        x, y = (side.distinct[k] for side, k in zip(kept.sides, (i, j), strict=True))
-        raise BadData(f"Layers {x!r} and {y!r}: {error}") from None

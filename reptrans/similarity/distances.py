@@ -8,7 +8,7 @@ from torch import Tensor
 
 from reptrans.errors import choose
 from reptrans.similarity.cka import squared_distances
-from reptrans.similarity.pair import of_rows
+from reptrans.similarity.pair import both_exchanged, of_rows
 
 
 def _pairs_of_examples(x: Tensor, distance: str, compare: str) -> Tensor | None:
@@ -19,7 +19,15 @@ def _pairs_of_examples(x: Tensor, distance: str, compare: str) -> Tensor | None:
     return None if found.isnan().any() else form[0](found)
 
 
-@of_rows(prepare=_pairs_of_examples, matrices=8)
+def _pairs_exchanged(pairs: Tensor, order: Tensor) -> Tensor:
+    """What stands for the pairs of examples above the diagonal, row after row, with the examples in another order."""
+    n = len(order)
+    a, b = order[torch.triu_indices(n, n, 1, device=order.device)]
+    a, b = torch.minimum(a, b), torch.maximum(a, b)
+    return pairs[a * (2 * n - a - 3) // 2 + b - 1]
+
+
+@of_rows(prepare=_pairs_of_examples, matrices=8, exchanged=_pairs_exchanged)
 def rsa(x: Tensor, y: Tensor, distance: str = "correlation", compare: str = "spearman") -> Tensor:
     """Representational similarity analysis: how the distances between examples agree, over all pairs of examples.
 
@@ -36,13 +44,13 @@ def euclidean(x: Tensor) -> Tensor:
     return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-@of_rows(prepare=euclidean, absolute=True, matrices=4)
+@of_rows(prepare=euclidean, absolute=True, matrices=4, exchanged=both_exchanged)
 def rsm_frobenius(x: Tensor, y: Tensor) -> Tensor:
     """‖Dx - Dy‖_F of the two matrices (n, n) of Euclidean distances between rows; range [0, ∞), 0 = alike."""
     return (x - y).norm()
 
 
-@of_rows(prepare=euclidean, absolute=True, matrices=4)
+@of_rows(prepare=euclidean, absolute=True, matrices=4, exchanged=both_exchanged)
 def rsm_spectral(x: Tensor, y: Tensor) -> Tensor:
     """‖Dx - Dy‖₂, the largest absolute eigenvalue of the difference of distances; range [0, ∞), 0 = alike."""
     return torch.linalg.eigvalsh(x - y).abs().max()
@@ -54,7 +62,7 @@ def _doubly_centred(x: Tensor) -> Tensor:
     return d / d.norm()
 
 
-@of_rows(prepare=_doubly_centred, matrices=6)
+@of_rows(prepare=_doubly_centred, matrices=6, exchanged=both_exchanged)
 def distance_correlation(x: Tensor, y: Tensor) -> Tensor:
     """sqrt(dCov² / sqrt(dVar²x dVar²y)) of doubly centred Euclidean distances; biased, as CKA is.
 

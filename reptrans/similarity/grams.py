@@ -39,11 +39,15 @@ class Grams:
                 f"These Grams are of {tuple(self._hsic.shape)} layers with the same examples, (b, features); given "
                 f"{[tuple(v.shape) for v in x]} and {[tuple(v.shape) for v in y]}."
             )
-        (b,) = sizes
+        k = grams_of(x)
+        return self.add(k, k if sides[0] is sides[1] else grams_of(y))
+
+    def add(self, k: Tensor, l: Tensor) -> "Grams":  # noqa: E741
+        """Add what `grams_of` gives for a batch of b examples: k (layers_x, b, b) and l (layers_y, b, b)."""
+        b = k.shape[-1]
         if b < LEAST:
             raise BadData(f"A batch needs at least {LEAST} examples; given {b}. Join it to the batch before.")
-        k = torch.stack([_gram(v).flatten() for v in x])
-        l = k if sides[0] is sides[1] else torch.stack([_gram(v).flatten() for v in y])  # noqa: E741
+        k, l = k.flatten(1), l.flatten(1)  # noqa: E741
         weight = 1 / (b - 3)  # b / (b (b - 3))
         self._hsic += weight * (k @ l.T)
         self._xx += weight * k.square().sum(1)
@@ -88,6 +92,11 @@ def join_small(batches: Iterable[Inputs]) -> Iterator[Inputs]:
         held = batch if both is None else both
     if held is not None:
         yield held
+
+
+def grams_of(layers: Sequence[Tensor]) -> Tensor:
+    """(layers, b, b): the U-centred Gram of every layer (b, features)."""
+    return torch.stack([_gram(v) for v in layers])
 
 
 def _gram(x: Tensor) -> Tensor:

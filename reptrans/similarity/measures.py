@@ -92,6 +92,7 @@ MEASURES: dict[str, Measure] = {
         Measure(neighbours.mutual_knn, "high", (0, 1), _TURNED, differentiable=False),
         Measure(neighbours.rank_similarity, "high", (0, 1), _TURNED, differentiable=False),
         Measure(neighbours.second_order_cosine, "high", (-1, 1), _TURNED),
+        Measure(neighbours.cknna, "high", (-1, 1), _TURNED, symmetric=False),
     )
 }
 

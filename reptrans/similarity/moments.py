@@ -1,7 +1,8 @@
 """Count, means and second moments of two sets of features, streamed in float64: from one pass over the data come all
 closed forms of the project (least squares, Procrustes, assignment, R², CKA of channels, …)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import copy
 from functools import cached_property
 
 import torch
@@ -47,19 +48,22 @@ class Sums:
     @torch.no_grad()
     def add(self, x: Tensor) -> Tensor:
         """Add x (n, p, l), every place a sample; gives z (features, n l), for the product with other layers' z."""
-        n, p, places = x.shape
-        z = x.new_empty(p, n, places, dtype=torch.float64).copy_(x.transpose(0, 1)).flatten(1)
         if not self.count:
-            size = p + self.debiased
-            self.shift, self.total, self.product = z.mean(1), z.new_zeros(size), z.new_zeros(size, size)
-        z -= self.shift[:, None]
-        if self.debiased:
-            z = torch.cat([z, z.square().sum(0, keepdim=True)])
+            size = x.shape[1] + self.debiased
+            self.shift = _samples(x).mean(1)
+            self.total, self.product = self.shift.new_zeros(size), self.shift.new_zeros(size, size)
+        z = self.around(x)
         self.total += z.sum(1)
         self.product.addmm_(z, z.T)
         self.count += z.shape[1]
         self._own = None
         return z
+
+    def around(self, x: Tensor) -> Tensor:
+        """z (features, n l) of x (n, p, l): around the first samples' mean, with the squared norm where it is taken."""
+        z = _samples(x)
+        z -= self.shift[:, None]
+        return torch.cat([z, z.square().sum(0, keepdim=True)]) if self.debiased else z
 
     @property
     def own(self) -> "Own":
@@ -69,6 +73,12 @@ class Sums:
         if self._own is None:
             self._own = Own(self)
         return self._own
+
+
+def _samples(x: Tensor) -> Tensor:
+    """x (n, p, l) as (p, n l), a float64 copy."""
+    n, p, places = x.shape
+    return x.new_empty(p, n, places, dtype=torch.float64).copy_(x.transpose(0, 1)).flatten(1)
 
 
 class Own:
@@ -104,25 +114,35 @@ class PairMoments(Pair):
     """The moments of two layers, finished, on the CPU: `count` samples, `mean_x` (p,), `mean_y` (q,), and centred
     covariances, divided by the count, `xx` (p, p), `xy` (p, q), `yy` (q, q).
 
-    A feature that does not vary beyond the rounding of its mean has covariances 0.
+    A feature that does not vary beyond the rounding of its mean has covariances 0. `product` may be several, (…, p, q),
+    and so are the values then.
     """
 
     def __init__(self, a: Own, b: Own, product: Tensor):
         super().__init__(a, b)
         self.mean_x, self.mean_y, self.p, self.q = a.mean, b.mean, len(a.mean), len(b.mean)
-        c = (product.cpu() / self.count).addr_(a.offset, b.offset, alpha=-1)
-        c[~a.varies], c[:, ~b.varies] = 0, 0
-        self.xy = c[: self.p, : self.q]
+        c = product.cpu() / self.count - torch.outer(a.offset, b.offset)
+        c *= torch.outer(a.varies, b.varies)
+        self.xy = c[..., : self.p, : self.q]
         self._covariance_of_norms = a.norm @ c @ b.norm if len(a.norm) > self.p else None
+
+    def each(self) -> Iterator["PairMoments"]:
+        """Where the products are several, (n, p, q): the moments of one after the other."""
+        for place, xy in enumerate(self.xy):
+            one = copy(self)
+            one.xy = xy
+            if self._covariance_of_norms is not None:
+                one._covariance_of_norms = self._covariance_of_norms[place]
+            yield one
 
     @property
     def linear_cka(self) -> Tensor:
         """Linear CKA ‖xy‖² / (‖xx‖ ‖yy‖) of the channels, in [0, 1], 1 = alike (Kornblith et al. 2019, biased)."""
-        return self.xy.square().sum() / (self.xx.norm() * self.yy.norm())
+        return self.xy.square().sum((-2, -1)) / (self.xx.norm() * self.yy.norm())
 
     @property
     def nuclear(self) -> Tensor:
-        return torch.linalg.svdvals(self.xy).sum()
+        return torch.linalg.svdvals(self.xy).sum(-1)
 
     def _core(self, u: Tensor, v: Tensor) -> Tensor:
         return u.T @ (self.count * self.xy) @ v

@@ -1,8 +1,8 @@
 """Whether two representations give each example the same nearest neighbours.
 
-Neighbours are by cosine, without the example itself, equally close ones in the order of the examples. All values are
-means over the examples, 1 = alike; NaN where an example has no activation at all. Many examples are taken in blocks,
-each with its cosines to all.
+Neighbours are by cosine, without the example itself, equally close ones in the order of the examples. All values but
+`cknna` are means over the examples, 1 = alike; NaN where an example has no activation at all. Many examples are taken
+in blocks, each with its cosines to all.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch import Tensor
 from reptrans.errors import BadValue
 from reptrans.similarity.pair import of_rows
 
-_AT_ONCE = 2**24  # cosines
+_AT_ONCE = 2**24  # cosines, or numbers of the neighbours' rows
 
 
 class _Nearest(NamedTuple):
@@ -28,12 +28,23 @@ class _Nearest(NamedTuple):
         if not (isinstance(k, int) and 1 <= k < len(x)):
             raise BadValue(f"k lies between 1 and the number of other examples, {len(x) - 1}; given {k!r}.")
         x = x / x.norm(dim=1, keepdim=True)
-        return cls(x, torch.cat([_order(x.detach(), block)[:, :k] for block in _blocks(x)]))
+        return cls(x, torch.cat([_order(x.detach(), block)[:, :k] for block in _blocks(len(x), len(x))]))
+
+    def exchanged(self, order: Tensor) -> "_Nearest":
+        return _Nearest(self.rows[order], order.argsort()[self.nearest[order]])
+
+    def cosines(self, block: slice, others: Tensor) -> Tensor:
+        """(b, m): of the examples of a block, each with `others` (b, m) of its own."""
+        return (self.rows[block][:, None] * self.rows[others]).sum(2)
 
 
-def _blocks(x: Tensor) -> list[slice]:
-    size = max(1, _AT_ONCE // len(x))
-    return [slice(start, min(start + size, len(x))) for start in range(0, len(x), size)]
+_measure_of_neighbours = of_rows(prepare=_Nearest.of, directed=True, exchanged=_Nearest.exchanged)
+
+
+def _blocks(examples: int, numbers: int) -> list[slice]:
+    """The examples in parts, where each of them takes so many numbers."""
+    size = max(1, _AT_ONCE // numbers)
+    return [slice(start, min(start + size, examples)) for start in range(0, examples, size)]
 
 
 def _order(x: Tensor, block: slice) -> Tensor:
@@ -42,36 +53,38 @@ def _order(x: Tensor, block: slice) -> Tensor:
     return (x[block] @ x.T).scatter(1, own, -torch.inf).argsort(dim=1, descending=True, stable=True)
 
 
-@of_rows(prepare=_Nearest.of, directed=True)
+@_measure_of_neighbours
 def knn_jaccard(x: _Nearest, y: _Nearest, k: int = 10) -> Tensor:
     """|Nx ∩ Ny| / |Nx ∪ Ny| of the k nearest neighbours, in [0, 1]; about k / (2n - k) by chance."""
-    return _mean(x, y, lambda a, b, _: _common(a, b) / (2 * k - _common(a, b)))
+
+    def jaccard(same: Tensor, _: slice) -> Tensor:
+        common = same.sum((1, 2)).to(x.rows.dtype)
+        return common / (2 * k - common)
+
+    return _mean(x, y, jaccard)
 
 
-@of_rows(prepare=_Nearest.of, directed=True)
+@_measure_of_neighbours
 def mutual_knn(x: _Nearest, y: _Nearest, k: int = 10) -> Tensor:
-    """|Nx ∩ Ny| / k of the k nearest neighbours, in [0, 1]; about k / (n - 1) by chance (Huh et al. 2024)."""
-    return _mean(x, y, lambda a, b, _: _common(a, b) / k)
+    """|Nx ∩ Ny| / k of the k nearest neighbours, in [0, 1]; k / (n - 1) by chance (Huh et al. 2024)."""
+    return _mean(x, y, lambda same, _: same.sum((1, 2)).to(x.rows.dtype) / k)
 
 
-@of_rows(prepare=_Nearest.of, directed=True)
+@_measure_of_neighbours
 def rank_similarity(x: _Nearest, y: _Nearest, k: int = 10) -> Tensor:
     """How alike the common neighbours are ranked: Σ_j 2 / ((1 + |r - r'|)(r + r')) / Σ_{i=1..m} 1/i for m common ones.
 
     Range [0, 1]; an example without common neighbour counts 0. r, r' are the neighbour's ranks from 1 on.
     Source: Wang et al. 2020; normalised as in Klabunde et al. 2023.
     """
-    harmonic = (1 / torch.arange(1, k + 1, device=x.rows.device, dtype=x.rows.dtype)).cumsum(0)
+    ranks = torch.arange(1, k + 1, device=x.rows.device, dtype=x.rows.dtype)
+    weights = 2 / ((1 + (ranks[:, None] - ranks).abs()) * (ranks[:, None] + ranks))
+    harmonic = (1 / ranks).cumsum(0)
     harmonic = torch.cat([harmonic[:1], harmonic])
-
-    def similarity(a: Tensor, b: Tensor, _: slice) -> Tensor:
-        each = ((a > 0) & (b > 0)) * 2 / ((1 + (a - b).abs()) * (a + b).clamp_min(1))
-        return each.sum(1) / harmonic[_common(a, b).long()]
-
-    return _mean(x, y, similarity)
+    return _mean(x, y, lambda same, _: (same * weights).sum((1, 2)) / harmonic[same.sum((1, 2))])
 
 
-@of_rows(prepare=_Nearest.of, directed=True)
+@_measure_of_neighbours
 def second_order_cosine(x: _Nearest, y: _Nearest, k: int = 10, distances: bool = False) -> Tensor:
     """Cosine of the two lists of cosines to all that are neighbours in x or y; range [-1, 1].
 
@@ -79,27 +92,57 @@ def second_order_cosine(x: _Nearest, y: _Nearest, k: int = 10, distances: bool =
     for noise: `distances` does as ReSi.
     """
 
-    def cosine(a: Tensor, b: Tensor, block: slice) -> Tensor:
-        cosines = (side.rows[block] @ side.rows.T for side in (x, y))
-        s, t = ((1 - c if distances else c) * (a + b > 0) for c in cosines)
+    def cosine(same: Tensor, block: slice) -> Tensor:
+        either = torch.cat([x.nearest[block], y.nearest[block]], 1)
+        once = torch.cat([torch.ones_like(x.nearest[block], dtype=torch.bool), ~same.any(1)], 1)
+        cosines = (side.cosines(block, either) for side in (x, y))
+        s, t = ((1 - c if distances else c) * once for c in cosines)
         return (s * t).sum(1) / (s.norm(dim=1) * t.norm(dim=1))
 
     return _mean(x, y, cosine)
 
 
-def _mean(x: _Nearest, y: _Nearest, of: Callable[[Tensor, Tensor, slice], Tensor]) -> Tensor:
-    """The mean over all examples of what `of` makes (b,) of a block of them, from all examples' ranks in x and in y as
-    their neighbours, (b, n): from 1 to k, 0 for what is none."""
-    parts = (of(*(_ranks(side, block) for side in (x, y)), block) for block in _blocks(x.rows))
-    return torch.cat(list(parts)).mean()
+@_measure_of_neighbours
+def cknna(x: _Nearest, y: _Nearest, k: int = 10) -> Tensor:
+    """Centred kernel nearest-neighbour alignment: CKA that looks at common nearest neighbours only.
+
+        HSIC(m ∘ K, m ∘ L) / sqrt(HSIC(mx ∘ K, mx ∘ K) HSIC(my ∘ L, my ∘ L))
+
+    K, L: cosines; mx[i, j] = 1 where j is among the k nearest of i, and m = mx ∘ my; HSIC by the unbiased estimate of
+    Song et al. 2012. Range about [-1, 1], 1 = alike; NaN where a denominator is not positive. `k` is at least 2.
+    Source: Huh et al. 2024, as their code computes it (the published figures are its): it multiplies m ∘ K with the
+    transpose of m ∘ L, which is not symmetric, where the paper's equation does not. Rows are given length 1 here; their
+    scripts do that before they call it. Their 1e-6 in the denominator is left out.
+    """
+    if k < 2:
+        raise BadValue(f"cknna takes k of 2 or more neighbours; given {k}.")
+    everything = slice(0, len(x.rows))
+    own = [side.cosines(everything, side.nearest) for side in (x, y)]
+    pairs = [(side.nearest, c) for side, c in zip((x, y), own, strict=True)]
+    same = x.nearest[:, :, None] == y.nearest[:, None, :]
+    common = (x.nearest, own[0] * same.any(2)), (x.nearest, (own[1][:, None, :] * same).sum(2))
+    hsic = [_masked_hsic(*both) for both in (common, (pairs[0], pairs[0]), (pairs[1], pairs[1]))]
+    return hsic[0] / (hsic[1] * hsic[2]).sqrt()
 
 
-def _ranks(side: _Nearest, block: slice) -> Tensor:
-    nearest = side.nearest[block]
-    ranks = torch.arange(1, nearest.shape[1] + 1, device=nearest.device, dtype=side.rows.dtype)
-    return ranks.new_zeros(len(nearest), len(side.rows)).scatter_(1, nearest, ranks.expand_as(nearest))
+def _masked_hsic(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
+    """The unbiased HSIC, up to a common factor, of two matrices (n, n) of zeros but for k values in each row: each as
+    (n, k) columns and (n, k) values, the columns the same in both."""
+    columns, n = first[0], len(first[0])
+    (rows_k, down_k), (rows_l, _) = ((v.sum(1), v.new_zeros(n).index_add(0, columns.flatten(), v.flatten()))
+                                     for _, v in (first, second))  # fmt: skip
+    # Where j is a neighbour of i and i one of j: at which place of j's row.
+    back = columns[columns] == torch.arange(n, device=columns.device)[:, None, None]
+    turned = (second[1][columns] * back).sum(2)
+    product = (first[1] * turned).sum()
+    return product + rows_k.sum() * rows_l.sum() / ((n - 1) * (n - 2)) - 2 * (down_k @ rows_l) / (n - 2)
 
 
-def _common(a: Tensor, b: Tensor) -> Tensor:
-    """How many are neighbours in both, (b,)."""
-    return ((a > 0) & (b > 0)).to(a.dtype).sum(1)
+def _mean(x: _Nearest, y: _Nearest, of: Callable[[Tensor, slice], Tensor]) -> Tensor:
+    """The mean over all examples of what `of` makes (b,) of a block of them, from which neighbour in x (by its rank)
+    is which one in y, (b, k, k)."""
+    n, k = x.nearest.shape
+    parts = []
+    for block in _blocks(n, k * max(k, 2 * x.rows.shape[1], 2 * y.rows.shape[1])):
+        parts.append(of(x.nearest[block][:, :, None] == y.nearest[block][:, None, :], block))
+    return torch.cat(parts).mean()

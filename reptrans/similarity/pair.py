@@ -107,7 +107,7 @@ class Pair:
 
     def _by_features(self, debiased: bool) -> tuple[Tensor, Tensor, Tensor]:
         n = self.count
-        squares = [square * n**2 for square in (self.xy.square().sum(), self.a.square, self.b.square)]
+        squares = [square * n**2 for square in (self.xy.square().sum((-2, -1)), self.a.square, self.b.square)]
         if not debiased:
             return tuple(squares)
         u, v = (n * c.trace() for c in (self.xx, self.yy))
@@ -152,16 +152,18 @@ def of_rows(
     directed: bool = False,
     absolute: bool = False,
     matrices: int = 0,
+    exchanged: Callable | None = None,
 ) -> Callable:
     """A measure of what `prepare(x, **options)` makes of each side, as a function of x (n, p) and y (n, q) in `dtype`.
 
     `dtype` None: as given, float32 at least. `directed`: it looks at the direction of each row, so that an example that
     is zero everywhere gives NaN. `absolute`: the scale of x and y matters. `matrices`: so many of n x n numbers it
     holds at once; refused where that is too much. `.prepare(x, **options)` checks and prepares one side, to None where
-    no measure has a value; `.combine(own_x, own_y, **options)` is the value.
+    no measure has a value; `.combine(own_x, own_y, **options)` is the value. `exchanged(own, order)`: what `prepare`
+    would make of the rows in another order (n,); by default they are rows still.
     """
     if function is None:
-        given = {"directed": directed, "absolute": absolute, "matrices": matrices}
+        given = {"directed": directed, "absolute": absolute, "matrices": matrices, "exchanged": exchanged}
         return partial(of_rows, prepare=prepare, dtype=dtype, **given)
     name, signature = function.__name__, inspect.signature(function)
     defaults = {option: p.default for option, p in list(signature.parameters.items())[2:]}
@@ -183,20 +185,37 @@ def of_rows(
         sides = (prepare_one(v, which, **options) for v, which in ((x, "first"), (y, "second")))
         return combine(*sides, **options).to(x.device)
 
-    of_two.prepare, of_two.combine = prepare_one, combine
+    def exchange(own: Any, order: Tensor) -> Any:
+        return None if own is None else (exchanged or _rows_exchanged)(own, order)
+
+    of_two.prepare, of_two.combine, of_two.exchanged = prepare_one, combine, exchange
     of_two.refuse_examples = partial(refuse_examples, name, matrices)
     return of_two
 
 
+def _rows_exchanged(x: Tensor, order: Tensor) -> Tensor:
+    return x[order]
+
+
+def both_exchanged(k: Tensor, order: Tensor) -> Tensor:
+    """A matrix (n, n) of pairs of examples, rows and columns in another order."""
+    return k[order][:, order]
+
+
 def of_moments(
-    function: Callable | None = None, *, dtype: torch.dtype | None = torch.float64, absolute: bool = False
+    function: Callable | None = None,
+    *,
+    dtype: torch.dtype | None = torch.float64,
+    absolute: bool = False,
+    several: bool = False,
 ) -> Callable:
     """A measure written for a `Pair` as a function of x (n, p) and y (n, q); see `of_rows`, whose sides are `Rows`.
 
-    `.on(pair)` is the same for streamed moments, or for what has been checked and centred already.
+    `.on(pair)` is the same for streamed moments, or for what has been checked and centred already. `several`: the
+    function takes moments with several products at once, (…, p, q), as they are; else it sees one after the other.
     """
     if function is None:
-        return partial(of_moments, dtype=dtype, absolute=absolute)
+        return partial(of_moments, dtype=dtype, absolute=absolute, several=several)
 
     @wraps(function)
     def of_sides(x: Rows, y: Rows, **options) -> Tensor:
@@ -206,7 +225,15 @@ def of_moments(
     sides = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Tensor) for name in "xy"]
     of_sides.__signature__ = signature.replace(parameters=[*sides, *list(signature.parameters.values())[1:]])
     measure = of_rows(of_sides, prepare=lambda x, **_: Rows(x), dtype=dtype, absolute=absolute)
-    measure.on = lambda pair, **options: _undefined() if pair.constant else function(pair, **options)
+
+    def on(pair: Pair, **options) -> Tensor:
+        if pair.constant:
+            return _undefined()
+        if pair.xy.ndim > 2 and not several:
+            return torch.stack([function(one, **options) for one in pair.each()])
+        return function(pair, **options)
+
+    measure.on = on
     return measure
 
 

@@ -27,7 +27,7 @@ def procrustes_angular(pair: Pair, alpha: float = 1.0) -> Tensor:
     return _arccos(torch.linalg.svdvals(a[:, None] * s.core * b).sum() / (a.norm() * b.norm()))
 
 
-@of_moments(absolute=True)
+@of_moments(absolute=True, several=True)
 def procrustes_size_shape(pair: Pair) -> Tensor:
     """Frobenius distance after the best rotation: sqrt(‖X‖² + ‖Y‖² - 2 ‖XᵀY‖_*).
 
@@ -64,14 +64,14 @@ def hard_correlation_match(pair: Pair) -> Tensor:
     return _assigned(pair.correlation).mean()
 
 
-@of_moments
+@of_moments(several=True)
 def soft_correlation_match(pair: Pair) -> Tensor:
     """Mean, over all features of both sides, of the correlation with the best partner, which others may share.
 
     Range [-1, 1], 1 = alike: the mean of x's mean and y's mean. Source: Li et al. 2015; Khosla and Williams 2024.
     """
     correlation = pair.correlation
-    return (correlation.amax(0).mean() + correlation.amax(1).mean()) / 2
+    return (correlation.amax(-2).mean(-1) + correlation.amax(-1).mean(-1)) / 2
 
 
 @of_rows(directed=True)

@@ -1,0 +1,145 @@
+"""What a similarity is worth: the value that chance gives, how far above it a value lies, and how certain it is.
+
+Chance is the same activations with the examples of one side in another order: widths, spectra and the number of
+examples stay, and what the two sides say of the same example is lost. Any measure has such a null (Gröger et al. 2026).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reptrans.errors import BadData, BadValue
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from reptrans.similarity.measures import Measure
+
+FEWEST = 20  # orders: with fewer, no value is beyond chance at 5 %
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Tables of one measure, layers of one network (rows) by layers of the other (columns), and what chance gives.
+
+    - `value`: the measure; `mean` and `sd`: of the null, its values under exchanged examples.
+    - `effect`: (value - mean) / (best - mean), with the value `best` that means alike: 1 where nothing is missing, 0
+      for chance, whichever way the measure runs.
+    - `score`: (value - τ) / (best - τ), or 0 where that is less: the published calibration (Gröger et al. 2026), with
+      the 5 % most alike of all values, that of the examples in order among them, beginning at τ.
+    - `z`: (value - mean) / sd, turned so that more is more alike.
+    - `p`: (1 + orders at least as alike) / (1 + orders), for this pair of layers alone.
+    - `p_searched`: likewise with the largest z over all pairs in each order, as for whoever looks for the most alike
+      pair; true for any of the pairs with 5 % where nothing is shared, however many there are.
+    - `low`, `high`: the 95 % interval over examples, where intervals were asked for, else None.
+    """
+
+    value: "pd.DataFrame"
+    mean: "pd.DataFrame"
+    sd: "pd.DataFrame"
+    effect: "pd.DataFrame"
+    score: "pd.DataFrame"
+    z: "pd.DataFrame"
+    p: "pd.DataFrame"
+    p_searched: "pd.DataFrame"
+    low: "pd.DataFrame | None" = None
+    high: "pd.DataFrame | None" = None
+
+    def beyond(self, level: float = 0.05) -> "pd.DataFrame":
+        """Which values chance does not give, at this rate of false alarms for the whole table: yes or no."""
+        return self.p_searched <= level
+
+    def rows(self) -> "pd.DataFrame":
+        """A row for every pair of layers: front_layer, end_layer, value, mean, sd, effect, z, p, p_searched, and low
+        and high where there are intervals."""
+        import pandas as pd
+
+        tables = {name: table for name, table in vars(self).items() if table is not None}
+        return pd.DataFrame(
+            [
+                {"front_layer": a, "end_layer": b} | {name: table.iat[i, j] for name, table in tables.items()}
+                for i, a in enumerate(self.value.index)
+                for j, b in enumerate(self.value.columns)
+            ]
+        )
+
+
+def orders(examples: int, number: int, generator: torch.Generator) -> Tensor:
+    """(number, examples): orders of the examples, drawn at random."""
+    drawn = [torch.randperm(examples, generator=generator) for _ in range(number)]
+    return torch.stack(drawn) if drawn else torch.empty(0, examples, dtype=torch.long)
+
+
+def check_null(null: int, intervals: int) -> None:
+    """Raise BadValue for numbers of orders and of halves that are none, or too few to say anything."""
+    for name, number in (("null", null), ("intervals", intervals)):
+        if isinstance(number, bool) or not isinstance(number, int) or not (number == 0 or number >= FEWEST):
+            raise BadValue(f"{name} is a number of random orders, {FEWEST} or more, or 0 for none; given {number!r}.")
+
+
+def refuse_few_orders(examples: int, number: int) -> None:
+    """Raise BadData where the examples do not have so many orders as the null asks for."""
+    if examples < 15 and math.factorial(examples) <= number:
+        raise BadData(
+            f"{examples} examples have {math.factorial(examples)} orders, no more than the {number} of the null. Give "
+            "more examples (batches of more, for a measure of batches)."
+        )
+
+
+def interval(value: np.ndarray, halves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of a 95 % interval from the values of random halves of the examples.
+
+    A half without replacement scatters around the whole by as much as the whole does around the truth, for whatever
+    is nearly a mean over examples; drawing with replacement would not do, as equal examples are alike by themselves.
+    Source: the delete-d jackknife of Shao and Wu 1989, with half of the examples left out.
+    """
+    low, high = np.quantile(halves - halves.mean(0), (0.025, 0.975), axis=0)
+    return value - high, value - low
+
+
+def calibrated(value: "pd.DataFrame", null: Tensor, measure: "Measure", halves: Tensor | None = None) -> Calibrated:
+    """The tables of `Calibrated` from values (a, b), those under exchanged examples (orders, a, b), and of halves.
+
+    Raises BadData where exchanging the examples changes nothing, as where all rows of a layer are one and the same.
+    """
+    import pandas as pd
+
+    sign, best = (1, measure.range[1]) if measure.higher_is_better else (-1, measure.range[0])
+    own, drawn = value.to_numpy(), null.numpy()
+    _refuse_equal(value, drawn)
+    mean, sd = drawn.mean(0), drawn.std(0, ddof=1)
+    # Value and draws on the same footing, as exchangeable as they are where nothing is shared.
+    every = np.concatenate([own[None], drawn]) * sign
+    every = (every - every.mean(0)) / every.std(0)
+    # Rounding differs from order to order, where all of them give the same.
+    alike = every[1:] >= every[0] - 1e-9
+    searched = np.nanmax(every[1:], axis=(1, 2))[:, None, None] >= every[0] - 1e-9
+    drawn_and_own = np.sort(np.concatenate([own[None], drawn]) * sign, axis=0)
+    critical = sign * drawn_and_own[math.ceil(0.95 * (1 + len(drawn))) - 1]
+    tables = {
+        "mean": mean,
+        "sd": sd,
+        "effect": (own - mean) / (best - mean),
+        # Where chance gives what means alike, nothing lies beyond it.
+        "score": np.clip((own - critical) / np.where(best == critical, np.inf, best - critical), 0, None),
+        "z": sign * (own - mean) / sd,
+        "p": (1 + alike.sum(0)) / (1 + len(drawn)),
+        "p_searched": (1 + searched.sum(0)) / (1 + len(drawn)),
+    }
+    if halves is not None:
+        tables["low"], tables["high"] = interval(own, halves.numpy())
+    return Calibrated(value, **{k: pd.DataFrame(v, value.index, value.columns) for k, v in tables.items()})
+
+
+def _refuse_equal(value: "pd.DataFrame", drawn: np.ndarray) -> None:
+    equal = ~(np.ptp(drawn, axis=0) > 1e-12 * np.abs(drawn).max(0))
+    if equal.any():
+        i, j = np.argwhere(equal)[0]
+        raise BadData(
+            f"layers {value.index[i]!r} and {value.columns[j]!r} have no null: exchanging examples changes nothing, as "
+            "the rows of one of them are all the same. Leave it out."
+        )
