@@ -108,12 +108,14 @@ def heatmap(
     ax: Axes | None = None,
     annotate: bool | None = None,
     limits: tuple[float, float] | None = None,
+    pale: pd.DataFrame | None = None,
 ) -> Axes:
     """Draw a table of numbers, rows by columns, in a scale of even steps called `label`.
 
     By default the numbers are written into the cells where there are at most 12 rows and columns. `limits` sets the
     ends of the colour scale, for instance (0, 1) for a similarity; where 0 is their middle, as of (-1, 1) for a
-    correlation, it is white. Cells are square unless one side is more than twice the other.
+    correlation, it is white. Cells are square unless one side is more than twice the other. Where `pale` says yes,
+    a cell is grey, with its number in grey, as one that is not to be read.
     """
     height, width = matrix.shape
     if not matrix.size:
@@ -124,9 +126,19 @@ def heatmap(
     colours = "RdBu_r" if limits and low == -high else "viridis"
     seaborn.heatmap(matrix, ax=ax, cmap=colours, vmin=low, vmax=high, annot=annotate, fmt=".2f",
                     annot_kws={"size": 8}, square=0.5 <= height / width <= 2, cbar_kws={"label": label})  # fmt: skip
+    if pale is not None:
+        _pale(ax, matrix, pale, annotate)
     _turn(ax, matrix.columns, width)
     ax.tick_params(axis="y", rotation=0, labelsize="small" if height > 20 else "medium")
     return ax
+
+
+def _pale(ax: Axes, matrix: pd.DataFrame, pale: pd.DataFrame, annotate: bool) -> None:
+    """Cover the cells of a heat map that `pale` names."""
+    for i, j in np.argwhere(pale.to_numpy()):
+        ax.add_patch(plt.Rectangle((j, i), 1, 1, facecolor="0.92", edgecolor="white", linewidth=0.5))
+        if annotate:
+            ax.text(j + 0.5, i + 0.5, f"{matrix.iat[i, j]:.2f}", color="0.55", size=8, ha="center", va="center")
 
 
 def weights(matrix: Tensor | np.ndarray | pd.DataFrame, label: str = "weight", ax: Axes | None = None) -> Axes:

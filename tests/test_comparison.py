@@ -9,7 +9,9 @@ from reptrans.data.split import balanced, limited
 from reptrans.experiments.extension import ExtensionRun, extend_all
 from reptrans.experiments.similarity import (
     SimilarityRun,
+    before_training,
     depth_distance,
+    headline,
     heat_maps,
     ignores,
     measured,
@@ -35,15 +37,29 @@ def run(tmp_path_factory):
 
 
 def test_heat_maps_within_and_between(run):
-    within, between = heat_maps(*run)
+    maps = heat_maps(*run)
+    within, between = (found.value for found in maps)
     assert list(within.index) == list(within.columns) == list(between.columns) == ["conv1", "relu2", "conv3"]
+    for found in maps:
+        shown, how = headline(found, "debiased_cka")
+        assert shown is found.effect and how["limits"] == (0, 1) and how["pale"].equals(found.p_searched > 0.05)
+        assert (found.low <= found.value).all(axis=None) and (found.value <= found.high).all(axis=None)
+    plain = heat_maps(run[0].model_copy(update={"null": 0}), run[1])
+    assert [found.equals(maps[i].value) for i, found in enumerate(plain)] == [True, True]
+    assert headline(plain[0], "debiased_cka")[1] == {"limits": (0, 1)}
     assert within.to_numpy().diagonal() == pytest.approx([1.0] * 3)
     torch.testing.assert_close(torch.tensor(within.to_numpy()), torch.tensor(within.to_numpy().T))
     assert (between.to_numpy() < 1).all()
 
 
+def test_untrained_networks_are_similar_too(run):
+    found = before_training(*run)
+    assert list(found.index) == ["conv1", "relu2", "conv3"] and found.between(0.1, 1).all()
+    assert (found - heat_maps(*run)[1].value.to_numpy().diagonal()).abs().max() > 0.01
+
+
 def test_same_layers_are_the_diagonal_of_the_heat_map(run):
-    values, (_, between) = same_layers(*run), heat_maps(*run)
+    values, between = same_layers(*run), heat_maps(*run)[1].value
     assert len(values) == 2 * 2 * 3
     first = values[(values["seed"] == 0) & (values["measure"] == "debiased_cka")].set_index("layer")["value"]
     assert first.to_list() == pytest.approx(between.to_numpy().diagonal().tolist(), rel=1e-9)
@@ -61,7 +77,7 @@ def test_predictions_have_a_row_for_each_pair(run):
 def test_noise_trap_follows_its_formula():
     means = noise_trap(seeds=5).groupby(["features", "kind"])["cka"].mean().unstack()
     assert (means["biased"] - means["d / (n + d)"]).abs().max() < 0.03
-    assert means["debiased"].abs().max() < 0.05
+    assert means["debiased"].abs().max() < 0.05 and means["biased, beyond chance"].abs().max() < 0.05
     assert means.loc[500, "biased"] > 0.9
 
 
@@ -78,7 +94,7 @@ def test_rank_agreement_turns_distances_round():
 
 def test_measures_of_any_two_layers_are_those_of_the_heat_map(run):
     cells = [("conv1", "conv3"), ("conv3", "conv1"), ("relu2", "relu2")]
-    values, (_, between) = measured(*run, cells), heat_maps(*run)
+    values, between = measured(*run, cells), heat_maps(*run)[1].value
     first = values[(values["seed"] == 0) & (values["measure"] == "debiased_cka")]
     assert list(zip(first["front_layer"], first["end_layer"], strict=True)) == cells
     assert first["value"].to_list() == pytest.approx([between.loc[cell] for cell in cells], rel=1e-9)
@@ -169,7 +185,7 @@ def set_of(kind):
 def test_rare_classes_and_several_labels(kind, tmp_path, monkeypatch):
     monkeypatch.setenv("REPTRANS_DATA", str(tmp_path))
     p, dataset = SimilarityRun(**SMALL | {"images": 50, "seeds": 2, "layers": "conv1,conv3"}), set_of(kind)
-    within, _ = heat_maps(p, dataset)
+    within = heat_maps(p, dataset)[0].value
     assert within.to_numpy().diagonal() == pytest.approx([1.0] * 2)
     answers = predictions(p, dataset)
     assert answers["disagreement"].between(0, 1).all() and answers["accuracy_a"].between(0, 1).all()

@@ -113,6 +113,8 @@ def test_heatmap_shows_the_matrix():
     assert ax.collections[0].get_clim() == (0, 1)
     assert [text.get_text() for text in ax.texts] == ["0.00", "0.25", "0.50", "1.00"]
     assert ax.get_aspect() == 1
+    pale = heatmap(matrix, "linear CKA", pale=matrix < matrix.max(axis=None))
+    assert len(pale.patches) == (matrix < matrix.max(axis=None)).sum(axis=None)
     assert not heatmap(pd.DataFrame(np.eye(13)), "CKA").texts
 
 

@@ -30,9 +30,20 @@ from reptrans.experiments.stitching import StitchingRun, network_pairs
 from reptrans.layers import channel_axes, cuttable_layers, front
 from reptrans.layers.network import run
 from reptrans.notebook import listed, names, some_names
-from reptrans.similarity import MEASURES, Measure, agreement, compare, debiased_cka, fold, linear_cka
+from reptrans.similarity import (
+    MEASURES,
+    Calibrated,
+    Measure,
+    agreement,
+    calibrate,
+    compare,
+    debiased_cka,
+    fold,
+    linear_cka,
+)
 from reptrans.similarity.fold import token_mask, without_padding
 from reptrans.similarity.measures import find
+from reptrans.similarity.null import check_null, refuse_few_halves, refuse_few_orders
 from reptrans.stitching.frozen import logits_of, recognised
 from reptrans.training import predict
 
@@ -47,7 +58,8 @@ class SimilarityRun(TwoNetworks, Place, DatasetParameters):
 
     Networks and data as in StitchingRun. `layers`: names joined by commas, or all that both networks can be cut at.
     `measures`: names in MEASURES; the first is the heat map's. `fold`: see `similarity.fold`. `images`: test images to
-    compare on. `epochs`: of the stitches trained beside it, 0 for least squares alone.
+    compare on. `null`: orders of the examples that say what chance gives the heat map, 0 for none; as many random
+    halves give its intervals. `epochs`: of the stitches trained beside it, 0 for least squares alone.
     """
 
     dtype: Exact = "auto"
@@ -55,6 +67,7 @@ class SimilarityRun(TwoNetworks, Place, DatasetParameters):
     measures: str = "debiased_cka,linear_cka,procrustes_angular,cca_mean,linear_r2,rsa,mutual_knn"
     fold: Literal["pixels", "flatten", "pool", "tokens"] = "pool"
     images: int = Field(500, ge=4)
+    null: int = Field(200, ge=0)
     seeds: Thousand = 3
     epochs: NotNegative = 0
     train_epochs: Count = 4
@@ -66,9 +79,15 @@ class SimilarityRun(TwoNetworks, Place, DatasetParameters):
             find(name)
         return text
 
+    @field_validator("null")
+    @classmethod
+    def _is_enough(cls, number: int) -> int:
+        check_null(number, 0)
+        return number
+
     def stitching(self, layer: str) -> StitchingRun:
         """The same networks and data, to be stitched at `layer` by least squares, and trained if `epochs` says so."""
-        same = self.model_dump(exclude={"layers", "measures", "fold", "images"})
+        same = self.model_dump(exclude={"layers", "measures", "fold", "images", "null"})
         return StitchingRun(**same, layer=layer, direct="least squares", cka_images=self.images)
 
 
@@ -102,10 +121,13 @@ def rehearse(p: SimilarityRun, nets: list[nn.Module], loader: Loader, maps: bool
         noise = [torch.randn(rows, width, dtype=torch.float64, generator=g) for width in widths]
         for measure in names(p.measures):
             MEASURES[measure].function(*noise)
+    if maps and p.null:
+        refuse_few_orders(min(p.images, len(loader.split)), p.null)
+        refuse_few_halves(min(p.images, len(loader.split)))
     # What is said of these networks' own values, or of so few images, need not hold for the trained ones.
     if maps:
         with suppress(BadData):
-            compare(*nets, few, layers, layers, names(p.measures)[0], p.fold)
+            compare(*nets, few, layers, layers, names(p.measures)[0], p.fold, null=min(p.null, 20))
     for measure in names(p.measures):
         for name in layers:
             with suppress(BadData):
@@ -120,14 +142,36 @@ def _layers(p: SimilarityRun, front_net: nn.Module, end_net: nn.Module, loader: 
     return some_names("all", [name for name in cuttable_layers(front_net, example) if name in ends])
 
 
-def heat_maps(p: SimilarityRun, dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The first measure for all pairs of layers: within the first front network, and between the first pair."""
+def heat_maps(p: SimilarityRun, dataset: Dataset) -> tuple[Calibrated, Calibrated] | tuple[pd.DataFrame, pd.DataFrame]:
+    """The first measure for all pairs of layers: within the first front network, and between the first pair; with what
+    chance gives if `p.null` asks for it."""
     _, front_net, end_net, layers, loader = next(each_pair(p, dataset, maps=True))
     measure = names(p.measures)[0]
-    within, between = (
-        compare(front_net, other, loader, layers, layers, measure, p.fold) for other in (front_net, end_net)
-    )
-    return within.rename_axis(index="front", columns="front"), between.rename_axis(index="front", columns="end")
+    null = {"null": p.null, "intervals": p.null if MEASURES[measure].needs != "grams" else 0}
+    return tuple(compare(front_net, v, loader, layers, layers, measure, p.fold, **null) for v in (front_net, end_net))
+
+
+def before_training(p: SimilarityRun, dataset: Dataset) -> pd.Series:
+    """The first measure between the same layer of two untrained networks, of the first pair's architectures: by layer.
+
+    Networks share what they see: two that have learned nothing are similar already, beyond what chance gives.
+    """
+    loader = dataset.loader("test", 100, **p.place)
+    loader = loader.over(dataset.test.select(balanced(dataset.test.labels, p.images)))
+    pair = network_pairs(p.stitching(listed(names(p.layers)[:1])), dataset)[0]
+    nets = [side.untrained().to(**p.place).eval() for side in pair[1:]]
+    layers = _layers(p, *nets, loader)
+    found = compare(*nets, loader, layers, layers, names(p.measures)[0], p.fold)
+    return pd.Series(found.to_numpy().diagonal(), layers)
+
+
+def headline(found: Calibrated | pd.DataFrame, measure: str) -> tuple[pd.DataFrame, dict]:
+    """What a heat map of `heat_maps` shows, and how: the effect beyond chance, from 0 to 1, pale where chance gives as
+    much; without a null the values themselves."""
+    if isinstance(found, Calibrated):
+        return found.effect, {"limits": (0, 1), "pale": ~found.beyond()}
+    most = MEASURES[measure].range[1]
+    return found, {"limits": (0, most if most < 2 else found.max(axis=None))}
 
 
 def same_layers(p: SimilarityRun, dataset: Dataset) -> pd.DataFrame:
@@ -216,7 +260,8 @@ def ignores(measure: Measure, change: str) -> str:
 def noise_trap(examples: int = 50, features: tuple[int, ...] = (5, 10, 20, 50, 100, 200, 500), seeds: int = 5):
     """CKA of independent Gaussian noise, biased and debiased: rows of features, seed, kind, cka.
 
-    Nothing is shared, and yet the biased estimate is about d / (n + d) for d features of n examples.
+    Nothing is shared, and yet the biased estimate is about d / (n + d) for d features of n examples. "biased, beyond
+    chance" is its effect above the null of 100 orders.
     """
     rows = []
     for d in features:
@@ -225,6 +270,8 @@ def noise_trap(examples: int = 50, features: tuple[int, ...] = (5, 10, 20, 50, 1
             x, y = torch.randn(2, examples, d, generator=generator, dtype=torch.float64)
             for kind, cka in (("biased", linear_cka), ("debiased", debiased_cka)):
                 rows.append({"features": d, "seed": seed, "kind": kind, "cka": cka(x, y).item()})
+            effect = calibrate(x, y, "linear_cka", null=100, seed=seed)["effect"]
+            rows.append({"features": d, "seed": seed, "kind": "biased, beyond chance", "cka": effect})
         rows.append({"features": d, "seed": 0, "kind": "d / (n + d)", "cka": d / (examples + d)})
     return pd.DataFrame(rows)
 

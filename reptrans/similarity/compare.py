@@ -86,7 +86,13 @@ def compare(
                 sides = side, side if second == first else _Side(*second, batch, fold)
             first, second = sides
             layers = first.look(batch)
-            kept.add(*_both(layers, layers if second is first else second.look(batch)))
+            looked, layers = _both(layers, layers if second is first else second.look(batch))
+            if null and any(len(v) != size_of(batch) for v in layers):
+                raise BadValue(
+                    "tokens of texts with padding have no null: a text of one length cannot stand for one of another. "
+                    "Fold with 'pool', or leave null at 0."
+                )
+            kept.add(looked, layers)
     if not sides:
         raise BadData("compare was given no images.")
     return _finished(kept, intervals, *((side.names, side.places) for side in sides))

@@ -8,12 +8,11 @@ from torch import Tensor
 
 from reptrans.errors import BadData, BadValue, ShapeMismatch
 from reptrans.progress import progress
-from reptrans.similarity.checks import LEAST
 from reptrans.similarity.fold import FOLDS, blocks, places
 from reptrans.similarity.grams import Grams, grams_of
 from reptrans.similarity.measures import find
 from reptrans.similarity.moments import AT_ONCE, PairMoments, Sums
-from reptrans.similarity.null import orders, refuse_few_orders
+from reptrans.similarity.null import orders, refuse_few_halves, refuse_few_orders
 
 MOST_BYTES = 2**32  # of moments, or of rows and what is prepared of them
 _SHUFFLED = 2**24  # numbers of one layer in as many orders as are multiplied at once
@@ -79,8 +78,7 @@ class Kept:
 
     def halves(self, number: int) -> Tensor:
         """(number, a, b): the values of halves of the examples, drawn at random without replacement."""
-        if self.examples < 2 * LEAST:
-            raise BadData(f"halves of {self.examples} examples are fewer than {LEAST}; give {2 * LEAST} or more.")
+        refuse_few_halves(self.examples)
         parts = orders(self.examples, number, self.generator)[:, : self.examples // 2]
         return torch.stack([self._part(part).values() for part in progress(parts, "halves")])
 

@@ -31,6 +31,7 @@ class _Nearest(NamedTuple):
         return cls(x, torch.cat([_order(x.detach(), block)[:, :k] for block in _blocks(len(x), len(x))]))
 
     def exchanged(self, order: Tensor) -> "_Nearest":
+        order = order.to(self.rows.device)
         return _Nearest(self.rows[order], order.argsort()[self.nearest[order]])
 
     def cosines(self, block: slice, others: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from reptrans.errors import BadData, BadValue
+from reptrans.similarity.checks import LEAST
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,6 +89,12 @@ def refuse_few_orders(examples: int, number: int) -> None:
             f"{examples} examples have {math.factorial(examples)} orders, no more than the {number} of the null. Give "
             "more examples (batches of more, for a measure of batches)."
         )
+
+
+def refuse_few_halves(examples: int) -> None:
+    """Raise BadData where half of the examples are too few for any measure."""
+    if examples < 2 * LEAST:
+        raise BadData(f"halves of {examples} examples are fewer than {LEAST}; give {2 * LEAST} or more.")
 
 
 def interval(value: np.ndarray, halves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
