@@ -189,6 +189,25 @@ def forest(table: pd.DataFrame, label: str, name: str = "method") -> Axes:
     return ax
 
 
+def intervals(table: pd.DataFrame, value: str, hue: str, label: str, name: str = "method") -> Axes:
+    """One row for each `name`, a dot at its `value` with its interval (columns low and high), coloured by `hue`.
+
+    `label` says what the axis shows, and of what the intervals are.
+    """
+    _check(table, [name, value, "low", "high", hue])
+    ax, kinds = _axes(6.2, 0.26 * len(table) + 1.0), list(pd.unique(table[hue]))
+    for number, kind in enumerate(kinds):
+        own = (table[hue] == kind).to_numpy().nonzero()[0]
+        rows, colour = table.iloc[own], _colour((0, 1, 2, 4)[number % 4])
+        ax.hlines(-own, rows["low"], rows["high"], color=colour, linewidth=2)
+        ax.plot(rows[value], -own, _MARKERS[number % len(_MARKERS)], color=colour, label=str(kind), markersize=5)
+    ax.set_yticks(-np.arange(len(table)), [_spoken(str(v)) for v in table[name]])
+    ax.set_xlabel(label)
+    ax.grid(False, axis="y")
+    _legend(ax, None, len(kinds) > 1)
+    return ax
+
+
 def trade(table: pd.DataFrame, x: str, y: str, name: str, labels: tuple[str, str]) -> Axes:
     """Two effects of each row against each other, with their intervals (columns `x`_low, `x`_high, and so on)."""
     _check(table, [name, *(f"{value}{end}" for value in (x, y) for end in ("", "_low", "_high"))])
