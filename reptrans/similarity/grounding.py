@@ -12,9 +12,8 @@ from reptrans.errors import BadData, ShapeMismatch
 def separation(similarity: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """For each network how well similarity picks those of its own group, (n,): the area under precision and recall.
 
-    `similarity` (n, n), `groups` (n,). The average precision
-    of ranking all other networks by their similarity to it; of equal ones those of other groups come first. By chance
-    about the group's share of the others.
+    `similarity` (n, n), `groups` (n,). The average precision of ranking all other networks by their similarity to it;
+    of equal ones those of other groups come first. By chance about the group's share of the others.
     """
     similarity, own = _others(similarity, groups)
     found = []
