@@ -32,18 +32,19 @@ def relative(x: Tensor, anchors: Tensor, centre: bool = False) -> Tensor:
 def inverse_relative(front_anchors: Tensor, end_anchors: Tensor, rtol: float = 0.1) -> AffineMap:
     """The map into the end network's space that keeps the cosines to k anchors known in both spaces.
 
-    With  and B̂ the anchors, centred and normalised, (k, p) and (k, q), the cosines of x are r =  x̂, and B̂ ŷ = r is
-    solved by the pseudo-inverse for a direction ŷ; the length of x is given back to it, in the unit of the end:
+    With A (k, p) and B (k, q) the anchors, centred and normalised, the cosines of x are r = A (x − μ_a) / ‖x − μ_a‖. A
+    direction y' with B y' = r is solved for by the pseudo-inverse, and given the length of x, in the end's unit s:
 
-        y = μ_b + s ‖x − μ_a‖ B̂⁺ r = μ_b + s B̂⁺  (x − μ_a),   s² = Σ‖b − μ_b‖² / Σ‖a − μ_a‖²
+        y = μ_b + s ‖x − μ_a‖ B⁺ r = μ_b + s B⁺ A (x − μ_a),   s² = Σ‖b − μ_b‖² / Σ‖a − μ_a‖²
 
     Anchors are activations of the same examples in the same order: rows, or maps (k, c, h, w) and tokens (k, t, d),
-    where every place is an anchor, as every place is mapped. Singular values of B̂ below `rtol` of the largest count as
-    0: where the spaces differ, dividing by small ones would enlarge the difference.
+    each of whose places is an anchor. Singular values of B below `rtol` of the largest count as 0: where the spaces
+    differ, dividing by small ones would enlarge the difference.
     Exact where the end's space is the front's rotated, scaled and shifted, p + 1 anchors or more span it, and no
-    singular value is left out. Otherwise lost is what of x is orthogonal to all anchors, or to those directions of B̂
-    that count, and whatever changes angles between the spaces is an error. Raises ShapeMismatch, and BadValue for fewer
-    than two anchors, anchors that are all the same, and an `rtol` outside [0, 1).
+    singular value is left out. Otherwise what of x is orthogonal to all anchors, or lies in a direction that is left
+    out, is lost, and whatever changes angles between the spaces is an error.
+    Raises ShapeMismatch; BadValue for fewer than two anchors, anchors that are all the same, and an `rtol` outside
+    [0, 1).
     Source: Maiorca et al. 2024, who leave out the length, since many decoders do not mind it; `rtol` is an addition.
 
         from reptrans.layers import end, front
