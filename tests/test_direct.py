@@ -1,10 +1,12 @@
 """Direct matching against brute force and closed-form values."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import nnls
 
 from reptrans.errors import BadValue, ShapeMismatch, UnknownName
 from reptrans.similarity import Moments
@@ -15,12 +17,14 @@ from reptrans.stitching.direct import (
     assignment_mask,
     departure,
     direct_matching,
+    doubly_stochastic,
     identity,
     least_squares,
     masked,
     procrustes,
     random_permutation_mask,
     reduced_rank,
+    scaled_permutation,
     semi_match_mask,
     sparse,
 )
@@ -66,7 +70,7 @@ def test_least_squares_is_numpys(noisy):
 def test_r2_and_squared_error_are_those_of_the_samples(noisy):
     x, y = noisy
     m = moments(x, y)
-    for kind in ("least squares", "ridge", "procrustes", "rotation", "reduced rank", "assignment", "sparse"):
+    for kind in direct.DIRECT.keys() - {"identity"}:
         found = direct_matching(m, kind, rank=2, ridge=0.1)
         error = squared_error(x, y, found)
         assert found.squared_error(m).item() == pytest.approx(error, rel=1e-9)
@@ -165,6 +169,127 @@ def test_assignment_recovers_a_permutation_with_signs_and_scales():
     torch.testing.assert_close(assignment(moments(*linear_data(w, 0.25))).weight, w)
 
 
+@pytest.mark.parametrize(("p", "q"), [(4, 4), (3, 5), (5, 3)])
+def test_permutation_with_scales_is_recovered(p, q):
+    w = torch.zeros(q, p, dtype=torch.float64)
+    g = torch.Generator().manual_seed(6)
+    rows, columns = (torch.randperm(size, generator=g)[: min(p, q)] for size in (q, p))
+    w[rows, columns] = torch.linspace(0.2, 2, min(p, q), dtype=torch.float64)
+    torch.testing.assert_close(scaled_permutation(moments(*linear_data(w, 0.25))).weight, w)
+
+
+def pairings(p, q):
+    """All (q, p) matrices of zeros and ones that pair as many channels as there are on the narrower side."""
+    few, many = sorted((p, q))
+    found = [torch.eye(many, dtype=torch.float64)[list(chosen)] for chosen in itertools.permutations(range(many), few)]
+    return [w if q <= p else w.T for w in found]
+
+
+def mixed(p, q, noise=0.5):
+    return linear_data(torch.rand(q, p, dtype=torch.float64, generator=torch.Generator().manual_seed(3)), 1.0, noise)
+
+
+@pytest.mark.parametrize(("p", "q"), [(4, 4), (3, 5), (5, 3)])
+def test_permutation_with_scales_is_the_best_of_all(p, q):
+    w = torch.randn(q, p, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x, y = linear_data(w, 1.0, 0.5)
+    a, b = x - x.mean(0), y - y.mean(0)
+
+    def error(pairing):
+        lost = b.clone()
+        for j, i in pairing.nonzero().tolist():
+            lost[:, j] -= nnls(a[:, [i]].numpy(), b[:, j].numpy())[0].item() * a[:, i]
+        return lost.square().sum(1).mean().item()
+
+    found = scaled_permutation(moments(x, y))
+    assert squared_error(x, y, found) == pytest.approx(min(map(error, pairings(p, q))), rel=1e-10)
+    assert (found.weight >= 0).all()
+
+
+def test_permutation_with_scales_leaves_out_what_runs_against_it_and_dead_channels():
+    x, _ = mixed(2, 2)
+    x = torch.cat([x, torch.full((len(x), 1), 2.5, dtype=torch.float64)], 1)
+    found = scaled_permutation(moments(x, torch.stack([-x[:, 0], 3 * x[:, 1], x[:, 2]], 1)))
+    expected = torch.zeros(3, 3, dtype=torch.float64)
+    expected[1, 1] = 3
+    torch.testing.assert_close(found.weight, expected)
+    torch.testing.assert_close(found.bias, torch.stack([-x[:, 0].mean(), torch.tensor(0.0), x[0, 2]]).double())
+
+
+@pytest.mark.parametrize(("p", "q"), [(4, 4), (3, 5), (5, 3)])
+def test_doubly_stochastic_is_the_best_mixture_of_all_pairings(p, q):
+    x, y = mixed(p, q)
+    m, a = moments(x, y), x - x.mean(0)
+    design = torch.stack([(a @ w.T).flatten() for w in pairings(p, q)], 1)
+    weights, distance = nnls(design.numpy(), (y - y.mean(0)).flatten().numpy())
+    assert (weights > 1e-9).sum() > 2, "one permutation would do"
+    found = doubly_stochastic(m, 1e-10)
+    assert found.squared_error(m).item() == pytest.approx(distance**2 / len(x), rel=1e-8)
+
+
+@pytest.mark.parametrize(("p", "q"), [(6, 6), (4, 7), (7, 4)])
+def test_doubly_stochastic_has_equal_sums(p, q):
+    w = doubly_stochastic(moments(*mixed(p, q))).weight
+    over, whole = (w.sum(0), w.sum(1)) if p >= q else (w.sum(1), w.sum(0))
+    torch.testing.assert_close(whole, whole[:1].expand_as(whole))
+    assert (w >= 0).all() and (over <= whole[0] * (1 + 1e-12)).all()
+
+
+def test_doubly_stochastic_lies_between_permutations_and_least_squares():
+    m = moments(*mixed(4, 4))
+    whole = m.xx.trace()
+    best = max((w * m.xy.T).sum() for w in pairings(4, 4))
+    one = m.yy.trace() - best**2 / whole  # of a permutation the best common factor is ⟨C_yx, Π⟩ / trace(C_xx)
+    torch.testing.assert_close(doubly_stochastic(m, most=1).squared_error(m), one)
+    errors = [doubly_stochastic(m, most=most).squared_error(m).item() for most in range(1, 8)]
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 0.9 * errors[0]
+    assert least_squares(m).squared_error(m) < errors[-1]
+
+
+@pytest.mark.parametrize("tolerance", [1e-1, 1e-3, 1e-6])
+def test_doubly_stochastic_closes_the_gap(tolerance):
+    m = moments(*mixed(4, 4))
+    w, before = (doubly_stochastic(m, t).weight for t in (tolerance, 10 * tolerance))
+
+    def gap(w):
+        slope = 2 * (w @ m.xx - m.xy.T)
+        least = min((slope * other).sum().item() for other in pairings(4, 4))
+        return ((slope * w).sum().item() - w[0].sum().item() * least) / m.yy.trace().item()
+
+    assert -1e-12 < gap(w) <= tolerance
+    assert gap(before) > gap(w) or torch.equal(before, w)
+
+
+def test_rounding_errors_do_not_choose_the_mixture():
+    x, y = mixed(6, 6)
+    plain = doubly_stochastic(moments(x, y), 1e-2).weight
+    for seed in range(10):  # the same samples, summed up in another order
+        rows = torch.randperm(300, generator=torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(doubly_stochastic(moments(x[rows], y[rows]), 1e-2).weight, plain)
+
+
+def test_doubly_stochastic_recovers_what_it_holds():
+    order = torch.tensor([2, 0, 3, 1])
+    exact = 1.7 * torch.eye(4, dtype=torch.float64)[order]
+    torch.testing.assert_close(doubly_stochastic(moments(*linear_data(exact, 0.25))).weight, exact)
+    half = 0.5 * exact + 0.3 * torch.eye(4, dtype=torch.float64)
+    torch.testing.assert_close(doubly_stochastic(moments(*linear_data(half, 0.25)), 1e-14).weight, half)
+    against = doubly_stochastic(moments(*linear_data(-torch.ones(3, 3, dtype=torch.float64), 0.0)))
+    assert against.weight.abs().max() == 0
+
+
+@pytest.mark.parametrize("solve", [scaled_permutation, doubly_stochastic])
+def test_maps_of_symmetries_follow_the_order_and_unit_of_channels(solve):
+    solve = partial(solve, tolerance=1e-12) if solve is doubly_stochastic else solve
+    x, y = mixed(4, 4)
+    plain, order = solve(moments(x, y)).weight, torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(solve(moments(x[:, order], y)).weight, plain[:, order])
+    torch.testing.assert_close(solve(moments(x, y[:, order])).weight, plain[order])
+    torch.testing.assert_close(solve(moments(4 * x - 3, 0.5 * y + 1)).weight, plain / 8)
+    turned = solve(moments(x @ rotation(4, 2), y))
+    assert turned.r2(moments(x @ rotation(4, 2), y)) != pytest.approx(solve(moments(x, y)).r2(moments(x, y)), rel=0.01)
+
+
 def test_absolute_semi_match_sees_negative_correlation():
     g = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 1000, dtype=torch.float64, generator=g)
@@ -234,6 +359,10 @@ def test_messages(noisy):
         reduced_rank(m, 4)
     with pytest.raises(BadValue, match="inputs must lie between 1 and 5; given 6."):
         sparse(m, 6)
+    with pytest.raises(BadValue, match="tolerance is a share of the variance of y, above 0, such as 0.001; given 0."):
+        doubly_stochastic(m, 0)
+    with pytest.raises(BadValue, match="most is 0; it must be a whole number of pairings from 1 on."):
+        doubly_stochastic(m, most=0)
     with pytest.raises(BadValue, match="ridge must be 0 or more; given -1."):
         least_squares(m, -1)
     with pytest.raises(ShapeMismatch, match="front has 5, end has 3"):

@@ -9,14 +9,16 @@ Representations".
 from reptrans.moved import moved
 from reptrans.stitching.direct import AffineMap, departure, direct_matching
 from reptrans.stitching.initial import INITS, MASKS, initial_map, mask_matrix
+from reptrans.stitching.null import NullStitch, stitch_from_noise, stitch_from_others
+from reptrans.stitching.relative import inverse_relative, relative
 from reptrans.stitching.stitch import FORMS, Stitch, StitchedNetwork
 from reptrans.stitching.targets import TARGETS, soft_cross_entropy, soft_target_loss
 from reptrans.stitching.task import train_stitch
 
 __all__ = [
-    "FORMS", "INITS", "MASKS", "TARGETS", "AffineMap", "Stitch", "StitchedNetwork", 
-    "departure", "direct_matching", "initial_map", "mask_matrix",
-    "soft_cross_entropy", "soft_target_loss", "train_stitch",
+    "FORMS", "INITS", "MASKS", "TARGETS", "AffineMap", "NullStitch", "Stitch", "StitchedNetwork", 
+    "departure", "direct_matching", "initial_map", "inverse_relative", "mask_matrix", "relative",
+    "soft_cross_entropy", "soft_target_loss", "stitch_from_noise", "stitch_from_others", "train_stitch",
 ]  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 x are the channels of the front's activations, y those of the end network at the same places of the same images; every
 place is one sample. C_xx, C_yx, … are centred covariances. Rows of W belong to y: W is (q, p).
 Sources: Csiszárik et al. 2021 (least squares, orthogonal and low-rank direct matching; uncentred and without scale in
-their code), Schönemann 1966 (Procrustes), Izenman 1975 (reduced rank), Li et al. 2016 (matching by assignment).
+their code), Schönemann 1966 (Procrustes), Izenman 1975 (reduced rank), Li et al. 2016 (matching by assignment),
+Godfrey et al. 2022 (the symmetries of the ReLU and their convex hull).
 """
 
 import warnings
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from reptrans.errors import BadValue, ShapeMismatch, choose
+from reptrans.errors import BadValue, ShapeMismatch, check_whole, choose
 from reptrans.similarity import Moments
 
 
@@ -122,12 +124,87 @@ def assignment(m: Moments) -> AffineMap:
 
 def assignment_mask(m: Moments) -> Tensor:
     """(q, p) bool with at most one entry in each row and column: the pairing of largest total |correlation|."""
+    return _pairing(m.correlation.abs().T)
+
+
+def _pairing(worth: Tensor) -> Tensor:
+    """(q, p) bool with min(p, q) entries, at most one in each row and column: those of largest total `worth` (q, p)."""
     from scipy.optimize import linear_sum_assignment
 
-    rows, columns = linear_sum_assignment(-m.correlation.abs().T.numpy())
-    mask = torch.zeros(m.q, m.p, dtype=torch.bool)
-    mask[rows, columns] = True
+    mask = torch.zeros(worth.shape, dtype=torch.bool)
+    mask[linear_sum_assignment(worth.numpy(), maximize=True)] = True
     return mask
+
+
+def scaled_permutation(m: Moments) -> AffineMap:
+    """min E‖y − Wx − b‖² where every channel of y takes one channel of x of its own, times a factor of 0 or more.
+
+        W_ji = s_ji Π_ji,  s_ji = max(0, c_ji) / c_ii,  Π the pairing of largest total gain max(0, c_ji)² / c_ii
+
+    with c_ji = cov(y_j, x_i), c_ii = var(x_i). The square maps of this kind, with factors above 0, are those that may
+    stand before a ReLU as well as after it. Unlike in `assignment` no channel is negated, and what a pair explains
+    counts by its variance. With q > p the channels of y left over get weight 0.
+    Source: Godfrey et al. 2022; their stitches of this kind are trained on the task, this one is solved.
+    """
+    useful = m.xy.T.clamp(min=0)
+    scale = torch.where(m.xx.diagonal() > 0, useful / m.xx.diagonal(), 0)
+    return _with_mean(scale * _pairing(scale * useful), m)
+
+
+def doubly_stochastic(m: Moments, tolerance: float = 1e-3, most: int = 500) -> AffineMap:
+    """min E‖y − s D x − b‖² over factors s ≥ 0 and doubly stochastic D, the convex hull of all permutations.
+
+    For p ≠ q it is the hull of all pairings of min(p, q) channels: D ≥ 0, where the sums of rows and columns are 1 on
+    the narrower side and at most 1 on the wider.
+    By the method of Frank and Wolfe: the pairing of largest inner product with C_yx − s D C_xx joins those found
+    before, and the weights ≥ 0 of all of them, whose sum is s, are solved anew. It ends where the duality gap, a bound
+    on the error above the least with this s, is at most `tolerance` · trace(C_yy), or after `most` pairings, as it may
+    with more than a hundred channels.
+    Sources: Godfrey et al. 2022, who relax permutations likewise in stitches that are trained on the task (s is an
+    addition); Frank and Wolfe 1956, with all weights corrected in every step.
+    """
+    if not tolerance > 0:
+        raise BadValue(f"tolerance is a share of the variance of y, above 0, such as 0.001; given {tolerance}.")
+    check_whole("most", most, 1, of=" of pairings")
+    xx, yx = F.pad(m.xx, (0, 1, 0, 1)), F.pad(m.xy.T, (0, 1))  # the last channel of x is none, for rows left over
+    weight, rows = torch.zeros_like(yx), torch.arange(m.q)
+    found, scales, gram = torch.empty(0, m.q, dtype=torch.long), yx.new_empty(0), yx.new_empty(0, 0)
+    for _ in range(most):
+        residual = yx - weight @ xx
+        pairing = F.pad(_pairing(_rounded(residual[:, :-1])), (0, 1))
+        gain = residual[pairing].sum()
+        pairing[:, -1] = ~pairing.any(1)
+        inputs = pairing.int().argmax(1)
+        closed = len(found) and 2 * scales.sum() * gain <= tolerance * m.yy.trace()
+        if gain <= 0 or closed or (found == inputs).all(1).any():
+            break
+        found = torch.cat([found, inputs[None]])
+        gram = F.pad(gram, (0, 1, 0, 1))
+        gram[-1] = gram[:, -1] = xx[found, inputs].sum(1)
+        scales = _non_negative(gram, yx[rows, found].sum(1), F.pad(scales, (0, 1)))
+        live = scales > 0
+        found, scales, gram = found[live], scales[live], gram[live][:, live]
+        weight = torch.zeros_like(yx).scatter_add_(1, found.T, scales.expand(m.q, -1))
+    return _with_mean(weight[:, :-1], m)
+
+
+def _rounded(residual: Tensor) -> Tensor:
+    """Whole numbers of up to 2³⁰: many pairings are worth the same, and rounding errors shall not choose among them."""
+    return (residual / residual.abs().max().clamp(min=torch.finfo(residual.dtype).tiny) * 2**30).round()
+
+
+def _non_negative(gram: Tensor, worth: Tensor, weights: Tensor) -> Tensor:
+    """min wᵀ G w − 2 cᵀ w over w ≥ 0, from the best `weights` without the last, which is 0 (Lawson and Hanson 1974)."""
+    live = torch.ones(len(worth), dtype=torch.bool)
+    while True:
+        best = torch.zeros_like(worth)
+        best[live] = torch.linalg.solve(gram[live][:, live], worth[live])
+        low = live & (best <= 0)
+        if not low.any():
+            return best
+        reach = torch.where(low, weights / (weights - best), torch.inf)
+        weights = weights + reach.min() * (best - weights)
+        live &= reach > reach.min()
 
 
 def semi_match_mask(m: Moments, absolute: bool = False) -> Tensor:
@@ -164,6 +241,8 @@ DIRECT = {
     "rotation": lambda m, rank, ridge: procrustes(m, keep_spread=True),
     "reduced rank": lambda m, rank, ridge: reduced_rank(m, rank),
     "assignment": lambda m, rank, ridge: assignment(m),
+    "permutation with scales": lambda m, rank, ridge: scaled_permutation(m),
+    "doubly stochastic": lambda m, rank, ridge: doubly_stochastic(m),
     "sparse": lambda m, rank, ridge: sparse(m, rank),
 }
 

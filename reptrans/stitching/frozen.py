@@ -85,16 +85,20 @@ def collect_moments(
         xs, ys = (part(batch.images) for part in fronts)
         for f, e in pairs:
             known = (axes[0][f], axes[1][e]) if axes else (None, None)
-            x, y = _blocks(xs[f], ys[e], known, flatten, token_mask(batch.images, xs[f]))
+            x, y = blocks(xs[f], ys[e], known, flatten, token_mask(batch.images, xs[f]))
             if (f, e) not in moments:
                 moments[f, e] = Moments(x.shape[1], y.shape[1], x.device)
             moments[f, e].update(x, y)
     return moments
 
 
-def _blocks(
-    x: Tensor, y: Tensor, axes: tuple[int | None, int | None], flatten: bool, mask: Tensor | None
+def blocks(
+    x: Tensor, y: Tensor, axes: tuple[int | None, int | None], flatten: bool, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
+    """Activations of front and end as `Moments` takes them, the front's brought to the end's places.
+
+    `axes` of their channels, None for the usual ones; with `flatten` all features; `mask` (n, t): tokens that count.
+    """
     if flatten:
         return x.flatten(1), y.flatten(1)
     if mask is not None:  # what is padding is no sample
