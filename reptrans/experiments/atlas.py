@@ -16,7 +16,7 @@ from reptrans.experiments.autoencoding import AutoencodingRun, autoencode
 from reptrans.experiments.distillation import DistillationRun, Options, make_method
 from reptrans.experiments.l2t import L2TRun, train_one
 from reptrans.experiments.parameters import DatasetParameters, Names, Positive, piece
-from reptrans.experiments.similarity import SimilarityRun, each_pair, rehearse, same_layers
+from reptrans.experiments.similarity import LayersCompared, each_pair, rehearse, same_layers
 from reptrans.experiments.stitching import StitchingRun, layer_pairs, network_pairs, stitch_networks
 from reptrans.l2t import Matching
 from reptrans.l2t.subsets import smaller
@@ -29,11 +29,11 @@ from reptrans.tensorfiles import save_tensors
 _Run = TypeVar("_Run", bound=Parameters)
 
 
-class AtlasRun(SimilarityRun):
+class AtlasRun(LayersCompared):
     """Pairs of networks A and B, the layers, and what is asked of each of them.
 
-    Networks, data, `layers`, `measures`, `fold`, `images`, `epochs` as in SimilarityRun; `limit` also bounds the images
-    that stitches are fitted on. `test_images`: evenly spaced ones that accuracies are of; 0 takes all. `student`, from
+    Networks, data, `layers`, `measures`, `fold`, `images`, `epochs` as in LayersCompared; `limit` also bounds the
+    images that stitches are fitted on. `test_images`: evenly spaced ones that accuracies are of; 0 takes all. `student`, from
     `labelled` images of each class and for `student_epochs`: by `method` (with `options`, as in DistillationRun, its
     published weights times `factor`) from one layer of A to the last of `student_layers`, and by L2T-ww from all layers
     of A to all of these. `pictures`: evenly spaced test images, recovered from A's layers in `steps` steps.
@@ -64,8 +64,8 @@ class AtlasRun(SimilarityRun):
         return name
 
     def stitching(self, layer: str) -> StitchingRun:
-        """The same pairs, to be stitched at `layer`; see `SimilarityRun.stitching`."""
-        return self._as(SimilarityRun, SimilarityRun.model_fields).stitching(layer)
+        """The same pairs, to be stitched at `layer`; see `LayersCompared.stitching`."""
+        return self._as(LayersCompared, LayersCompared.model_fields).stitching(layer)
 
     def turned(self) -> "AtlasRun":
         """The same pairs with B in front of A."""

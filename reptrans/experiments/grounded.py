@@ -56,7 +56,8 @@ ANSWERS = {
     "Jensen-Shannon": lambda a, b, labels: -float(jensen_shannon(a.softmax(1), b.softmax(1))),
 }
 FUNCTIONAL = (*STITCHES, *ANSWERS)
-TESTS = ("noise", "cues", "augmentation", "layers", "seeds", "answers")
+GROUPED = ("noise", "cues", "augmentation")
+TESTS = (*GROUPED, "layers", "seeds", "answers")
 
 # What the notebook begins with: those that win elsewhere, those that are used most, and one of each other kind.
 _USUAL = (
@@ -77,8 +78,9 @@ class GroundedRun(TrainingParameters):
     `tests`: some of TESTS, or all. Groups: `noise_levels`, shares of training labels drawn at random; `cues`, shares of
     training images of `shapes` whose `cue` tells the label; `augmentations`, each as `train_augment`. The first of each
     is what the other tests are made on. `models`: each by itself; groups hold `seeds` networks. `contestants`: some of
-    STRUCTURAL and FUNCTIONAL, or all. `layer`: where groups are compared and stitched; "" is the last before the
-    classifier's average. `layers`: of the tests of layers, at most so many, evenly spaced. `images`: test images.
+    STRUCTURAL and FUNCTIONAL, or all; "" takes twenty usual ones. `layer`: where groups are compared and stitched; ""
+    is the last before the classifier's average. `layers`: of the tests of layers, at most so many, evenly spaced.
+    `images`: test images.
     """
 
     dtype: Exact = "auto"
@@ -90,7 +92,7 @@ class GroundedRun(TrainingParameters):
     cues: str = "0,0.8,1"
     cue: str = "colour"
     augmentations: str = "none,crop"
-    contestants: named(lambda: (*STRUCTURAL, *FUNCTIONAL), "contestant") = _USUAL
+    contestants: str = ""
     layer: str = ""
     layers: int = Field(7, ge=3)
     images: int = Field(300, ge=20)
@@ -108,6 +110,12 @@ class GroundedRun(TrainingParameters):
             raise BadValue(f"groups need two shares or more, from 0 to 1; given {text!r}.")
         return text
 
+    @field_validator("contestants")
+    @classmethod
+    def _are_known(cls, text: str) -> str:
+        names(text, (*STRUCTURAL, *FUNCTIONAL))
+        return text
+
     @field_validator("augmentations")
     @classmethod
     def _are_two(cls, text: str) -> str:
@@ -117,11 +125,11 @@ class GroundedRun(TrainingParameters):
 
     @property
     def chosen(self) -> list[str]:
-        return names(self.contestants, [*STRUCTURAL, *FUNCTIONAL])
+        return names(self.contestants or _USUAL, [*STRUCTURAL, *FUNCTIONAL])
 
 
-def grounded(p: GroundedRun, dataset: Dataset) -> pd.DataFrame:
-    """Rows of model, test, seed, contestant, score: from 0 to 1, 1 for a measure that is always right.
+def grounded(p: GroundedRun, dataset: Dataset) -> tuple[pd.DataFrame, dict[str, "Tests"]]:
+    """Rows of model, test, seed, contestant, score, 1 for a measure that is always right; and by model what was tested.
 
     Tests of groups ("noise", "cues", "augmentation"): whether networks trained alike are told from those trained
     otherwise, the mean of `separation` and `conformity`. "layers": `monotonicity` over a network's layers. "seeds":
@@ -137,7 +145,7 @@ def grounded(p: GroundedRun, dataset: Dataset) -> pd.DataFrame:
         for test in progress(tests, model):
             found = pd.DataFrame(own.run(test), columns=["seed", "contestant", "score"])
             rows.append(found.assign(model=model, test=test))
-    return pd.concat(rows, ignore_index=True)
+    return pd.concat(rows, ignore_index=True), put_to
 
 
 def ranked(rows: pd.DataFrame) -> pd.DataFrame:

@@ -50,16 +50,15 @@ from reptrans.training import predict
 CELL = ["seed", "front_layer", "end_layer"]  # what one stitch of one pair of networks is known by
 
 # By data set: the runs, with heat maps or without, of which a rehearsal has shown that everything fits.
-_REHEARSED: WeakKeyDictionary[Dataset, list[tuple["SimilarityRun", bool]]] = WeakKeyDictionary()
+_REHEARSED: WeakKeyDictionary[Dataset, list[tuple["LayersCompared", bool]]] = WeakKeyDictionary()
 
 
-class SimilarityRun(TwoNetworks, Place, DatasetParameters):
+class LayersCompared(TwoNetworks, Place, DatasetParameters):
     """Two networks, or several pairs of them, and how their layers are compared.
 
     Networks and data as in StitchingRun. `layers`: names joined by commas, or all that both networks can be cut at.
     `measures`: names in MEASURES; the first is the heat map's. `fold`: see `similarity.fold`. `images`: test images to
-    compare on. `null`: orders of the examples that say what chance gives the heat map, 0 for none; as many random
-    halves give its intervals. `epochs`: of the stitches trained beside it, 0 for least squares alone.
+    compare on. `epochs`: of the stitches trained beside it, 0 for least squares alone.
     """
 
     dtype: Exact = "auto"
@@ -67,7 +66,6 @@ class SimilarityRun(TwoNetworks, Place, DatasetParameters):
     measures: str = "debiased_cka,linear_cka,procrustes_angular,cca_mean,linear_r2,rsa,mutual_knn"
     fold: Literal["pixels", "flatten", "pool", "tokens"] = "pool"
     images: int = Field(500, ge=4)
-    null: int = Field(200, ge=0)
     seeds: Thousand = 3
     epochs: NotNegative = 0
     train_epochs: Count = 4
@@ -79,20 +77,27 @@ class SimilarityRun(TwoNetworks, Place, DatasetParameters):
             find(name)
         return text
 
-    @field_validator("null")
-    @classmethod
-    def _is_enough(cls, number: int) -> int:
-        check_null(number, 0)
-        return number
-
     def stitching(self, layer: str) -> StitchingRun:
         """The same networks and data, to be stitched at `layer` by least squares, and trained if `epochs` says so."""
         same = self.model_dump(exclude={"layers", "measures", "fold", "images", "null"})
         return StitchingRun(**same, layer=layer, direct="least squares", cka_images=self.images)
 
 
+class SimilarityRun(LayersCompared):
+    """See LayersCompared. `null`: orders of the examples that say what chance gives the heat map, 0 for none; as many
+    random halves give its intervals."""
+
+    null: int = Field(200, ge=0)
+
+    @field_validator("null")
+    @classmethod
+    def _is_enough(cls, number: int) -> int:
+        check_null(number, 0)
+        return number
+
+
 def each_pair(
-    p: SimilarityRun, dataset: Dataset, maps: bool = False
+    p: LayersCompared, dataset: Dataset, maps: bool = False
 ) -> Iterator[tuple[int, nn.Module, nn.Module, list[str], Loader]]:
     """(seed, front network, end network, layers, loader of the test images) for every pair of networks.
 
@@ -110,7 +115,7 @@ def each_pair(
         yield seed, *nets, _layers(p, *nets, loader), loader.over(few)
 
 
-def rehearse(p: SimilarityRun, nets: list[nn.Module], loader: Loader, maps: bool = False) -> None:
+def rehearse(p: LayersCompared, nets: list[nn.Module], loader: Loader, maps: bool = False) -> None:
     """Every measure at every layer of two untrained networks, with `maps` also the heat map, on few images."""
     few = loader.over(loader.split.select(torch.arange(min(32, len(loader.split)))))
     layers = _layers(p, *nets, few)
@@ -121,7 +126,7 @@ def rehearse(p: SimilarityRun, nets: list[nn.Module], loader: Loader, maps: bool
         noise = [torch.randn(rows, width, dtype=torch.float64, generator=g) for width in widths]
         for measure in names(p.measures):
             MEASURES[measure].function(*noise)
-    if maps and p.null:
+    if maps and p.null:  # heat maps are of a SimilarityRun
         refuse_few_orders(min(p.images, len(loader.split)), p.null)
         refuse_few_halves(min(p.images, len(loader.split)))
     # What is said of these networks' own values, or of so few images, need not hold for the trained ones.
@@ -134,7 +139,7 @@ def rehearse(p: SimilarityRun, nets: list[nn.Module], loader: Loader, maps: bool
                 MEASURES[measure].function(sides[0][name], sides[1][name])
 
 
-def _layers(p: SimilarityRun, front_net: nn.Module, end_net: nn.Module, loader: Loader) -> list[str]:
+def _layers(p: LayersCompared, front_net: nn.Module, end_net: nn.Module, loader: Loader) -> list[str]:
     if p.layers != "all":
         return names(p.layers)
     example = next(iter(loader)).images
@@ -174,12 +179,12 @@ def headline(found: Calibrated | pd.DataFrame, measure: str) -> tuple[pd.DataFra
     return found, {"limits": (0, most if most < 2 else found.max(axis=None))}
 
 
-def same_layers(p: SimilarityRun, dataset: Dataset) -> pd.DataFrame:
+def same_layers(p: LayersCompared, dataset: Dataset) -> pd.DataFrame:
     """Every measure between the same layer of both networks: rows of seed, layer, measure, value, alike."""
     return measured(p, dataset).drop(columns="end_layer").rename(columns={"front_layer": "layer"})
 
 
-def measured(p: SimilarityRun, dataset: Dataset, cells: Sequence[tuple[str, str]] = ()) -> pd.DataFrame:
+def measured(p: LayersCompared, dataset: Dataset, cells: Sequence[tuple[str, str]] = ()) -> pd.DataFrame:
     """Every measure between pairs of layers: rows of seed, front_layer, end_layer, measure, value, alike.
 
     `cells`: pairs (front layer, end layer) of the run's layers; without any, every layer with the same of the other.
@@ -226,7 +231,7 @@ def _folded(net: nn.Module, layers: list[str], loader: Loader, how: str) -> dict
     return {name: torch.cat(pieces) for name, pieces in found.items()}
 
 
-def predictions(p: SimilarityRun, dataset: Dataset) -> pd.DataFrame:
+def predictions(p: LayersCompared, dataset: Dataset) -> pd.DataFrame:
     """How alike the pairs of networks answer, on all test images: see `similarity.agreement`.
 
     Networks of text name no classes; their `disagreement` is the share of test texts whose nearest other text, by the
