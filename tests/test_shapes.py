@@ -151,6 +151,13 @@ def test_shapes_and_patterns_as_they_are_meant():
     assert shares[:3].tolist() == [0, 0.5, 0.5] and abs(shares[3] - torch.pi * (150 / 510) ** 2) < 0.002
 
 
+def test_easy_is_without_difficulty():
+    assert parse("shapes:colour:easy") == parse("shapes:colour:difficulty=0")
+    assert parse("shapes:easy") == parse("shapes:difficulty=0")
+    with pytest.raises(BadValue, match="says twice what difficulty is"):
+        parse("shapes:easy:difficulty=1")
+
+
 def test_difficulty_adds_noise_and_smaller_shapes():
     clean, usual, hard = (shapes(f"shapes:difficulty={d}:{FEW}", 16).train.images.float() for d in ("0", "1", "5"))
     rough = [(images[..., 1:] - images[..., :-1]).abs().median().item() for images in (clean, usual, hard)]

@@ -5,6 +5,7 @@
     shapes:shape+texture                            or every combination of some factors
     shapes:shape:difficulty=2:images=2000:seed=1    options, in any order
     shapes:shape:shortcut=colour@0.9                a cue in the training images
+    shapes:shape:easy                               the same as difficulty=0
 
 The parts of a name are joined by colons, which neither shells nor lists with commas take for something else.
 
@@ -105,9 +106,10 @@ class Recipe:
 def parse(name: str) -> Recipe:
     """The recipe in a name, as "shapes:shape+texture:difficulty=2"; see above. Raises UnknownName and BadValue."""
     parts, given = name.split(":")[1:], {}
-    if parts and "=" not in parts[0]:
+    if parts and "=" not in parts[0] and parts[0] != "easy":
         given["factors"] = _factors(parts.pop(0))
     for part in parts:
+        part = "difficulty=0" if part == "easy" else part  # a notebook's parameters may hold no "="
         option, _, text = part.partition("=")
         read = choose(option, _OPTIONS, "shapes has no option {}", listed="Options", more="; each as NAME=VALUE.")
         if option in given:

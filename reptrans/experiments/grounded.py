@@ -84,7 +84,8 @@ class GroundedRun(TrainingParameters):
     """
 
     dtype: Exact = "auto"
-    dataset: str = "shapes:shape:difficulty=0:images=1000"
+    dataset: str = "shapes:shape:easy"
+    limit: int = Field(125, ge=0)
     image_size: int = Field(16, ge=0)
     models: Names = "cnn3_w8"
     tests: named(lambda: TESTS, "test") = "all"
