@@ -113,12 +113,18 @@ def test_effect_z_and_p_by_hand():
     assert found.mean.iloc[0].tolist() == pytest.approx([0.1, 0.2])
     assert found.effect.iloc[0].tolist() == pytest.approx([0.4 / 0.9, -0.1 / 0.8])
     assert found.p.iloc[0].tolist() == pytest.approx([1 / 5, 4 / 5])
+    # The largest of each order: 0.2, 0.2, 0.4, 0.2.
+    assert found.best == {"front_layer": "a", "end_layer": "b", "value": 0.5, "mean": pytest.approx(0.25), "score": 0.0,
+                          "sd": pytest.approx(0.1), "effect": pytest.approx(0.25 / 0.75), "p": 1 / 5}  # fmt: skip
     # Of five values in order the fifth is the 95 % point: the value itself, or the largest of the others.
     assert found.score.iloc[0].tolist() == pytest.approx([0, 0])
     many = torch.linspace(-0.2, 0.18, 39).double()[:, None, None].expand(39, 1, 2)
     score = calibrated(value, many, MEASURES["debiased_cka"]).score.iloc[0].tolist()
     assert score == pytest.approx([(0.5 - 0.17) / (1 - 0.17), 0])
     distances = calibrated(value, null, MEASURES["procrustes_angular"])
+    # The smallest of each order: 0, 0, 0.1, 0.1, of which all are at most 0.1.
+    assert (distances.best["end_layer"], distances.best["p"]) == ("c", 1)
+    assert distances.best["mean"] == pytest.approx(0.05)
     assert distances.p.iloc[0].tolist() == pytest.approx([1.0, 2 / 5])
     assert distances.effect.iloc[0].tolist() == pytest.approx([(0.1 - 0.5) / 0.1, (0.2 - 0.1) / 0.2])
 

@@ -33,10 +33,11 @@ class AtlasRun(LayersCompared):
     """Pairs of networks A and B, the layers, and what is asked of each of them.
 
     Networks, data, `layers`, `measures`, `fold`, `images`, `epochs` as in LayersCompared; `limit` also bounds the
-    images that stitches are fitted on. `test_images`: evenly spaced ones that accuracies are of; 0 takes all. `student`, from
-    `labelled` images of each class and for `student_epochs`: by `method` (with `options`, as in DistillationRun, its
-    published weights times `factor`) from one layer of A to the last of `student_layers`, and by L2T-ww from all layers
-    of A to all of these. `pictures`: evenly spaced test images, recovered from A's layers in `steps` steps.
+    images that stitches are fitted on. `test_images`: evenly spaced ones that accuracies are of; 0 takes all.
+    `student`, from `labelled` images of each class and for `student_epochs`: by `method` (with `options`, as in
+    DistillationRun, its published weights times `factor`) from one layer of A to the last of `student_layers`, and by
+    L2T-ww from all layers of A to all of these. `pictures`: evenly spaced test images, recovered from A's layers in
+    `steps` steps.
     """
 
     image_size: int = Field(0, ge=0)

@@ -36,6 +36,8 @@ class Calibrated:
     - `p`: (1 + orders at least as alike) / (1 + orders), for this pair of layers alone.
     - `p_searched`: likewise with the largest z over all pairs in each order, as for whoever looks for the most alike
       pair; true for any of the pairs with 5 % where nothing is shared, however many there are.
+    - `best`: the most similar pair, and what chance gives whoever reports it alone: front_layer, end_layer, value, and
+      mean, sd, effect, score, p against the most similar pair of each order.
     - `low`, `high`: the 95 % interval over examples, where intervals were asked for, else None.
     """
 
@@ -47,6 +49,7 @@ class Calibrated:
     z: "pd.DataFrame"
     p: "pd.DataFrame"
     p_searched: "pd.DataFrame"
+    best: dict[str, float | str]
     low: "pd.DataFrame | None" = None
     high: "pd.DataFrame | None" = None
 
@@ -59,7 +62,7 @@ class Calibrated:
         and high where there are intervals."""
         import pandas as pd
 
-        tables = {name: table for name, table in vars(self).items() if table is not None}
+        tables = {name: table for name, table in vars(self).items() if name != "best" and table is not None}
         return pd.DataFrame(
             [
                 {"front_layer": a, "end_layer": b} | {name: table.iat[i, j] for name, table in tables.items()}
@@ -125,21 +128,45 @@ def calibrated(value: "pd.DataFrame", null: Tensor, measure: "Measure", halves: 
     # Rounding differs from order to order, where all of them give the same.
     alike = every[1:] >= every[0] - 1e-9
     searched = np.nanmax(every[1:], axis=(1, 2))[:, None, None] >= every[0] - 1e-9
-    drawn_and_own = np.sort(np.concatenate([own[None], drawn]) * sign, axis=0)
-    critical = sign * drawn_and_own[math.ceil(0.95 * (1 + len(drawn))) - 1]
     tables = {
         "mean": mean,
         "sd": sd,
         "effect": (own - mean) / (best - mean),
-        # Where chance gives what means alike, nothing lies beyond it.
-        "score": np.clip((own - critical) / np.where(best == critical, np.inf, best - critical), 0, None),
+        "score": _score(own, drawn, sign, best),
         "z": sign * (own - mean) / sd,
         "p": (1 + alike.sum(0)) / (1 + len(drawn)),
         "p_searched": (1 + searched.sum(0)) / (1 + len(drawn)),
     }
     if halves is not None:
         tables["low"], tables["high"] = interval(own, halves.numpy())
-    return Calibrated(value, **{k: pd.DataFrame(v, value.index, value.columns) for k, v in tables.items()})
+    tables = {k: pd.DataFrame(v, value.index, value.columns) for k, v in tables.items()}
+    return Calibrated(value, best=_most_alike(value, drawn, sign, best), **tables)
+
+
+def _score(own: np.ndarray, drawn: np.ndarray, sign: int, best: float) -> np.ndarray:
+    every = np.sort(np.concatenate([own[None], drawn]) * sign, axis=0)
+    critical = sign * every[math.ceil(0.95 * len(every)) - 1]
+    # Where chance gives what means alike, nothing lies beyond it.
+    return np.clip((own - critical) / np.where(best == critical, np.inf, best - critical), 0, None)
+
+
+def _most_alike(value: "pd.DataFrame", drawn: np.ndarray, sign: int, best: float) -> dict[str, float | str]:
+    own = value.to_numpy() * sign
+    if np.isnan(own).all():
+        return {}
+    i, j = np.unravel_index(np.nanargmax(own), own.shape)
+    most = sign * np.nanmax(drawn * sign, axis=(1, 2))
+    v, mean = value.iat[i, j], most.mean()
+    return {
+        "front_layer": value.index[i],
+        "end_layer": value.columns[j],
+        "value": float(v),
+        "mean": float(mean),
+        "sd": float(most.std(ddof=1)),
+        "effect": float((v - mean) / (best - mean)),
+        "score": float(_score(np.array(v), most, sign, best)),
+        "p": float((1 + (sign * (most - v) >= -1e-9).sum()) / (1 + len(most))),
+    }
 
 
 def _refuse_equal(value: "pd.DataFrame", drawn: np.ndarray) -> None:

@@ -1,0 +1,155 @@
+"""The experiment of the notebook on chance: does noise pass for similar, and does similarity grow with the networks?"""
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field, field_validator
+
+from reptrans.bench import effect
+from reptrans.data import Dataset
+from reptrans.data.split import balanced
+from reptrans.errors import BadData, BadValue
+from reptrans.experiments.parameters import Exact, Names, Thousand, TrainingParameters, named
+from reptrans.layers import cuttable_layers
+from reptrans.models import build
+from reptrans.notebook import names
+from reptrans.progress import progress
+from reptrans.similarity import MEASURES, Calibrated, Features, compare
+from reptrans.similarity.null import check_null
+
+SIZES = ("shallow, narrow", "shallow, wide", "deep, narrow", "deep, wide")
+LEVEL = 0.05
+_USUAL = "linear_cka,debiased_cka,rsa,distance_correlation,mutual_knn,knn_jaccard"
+_LOCAL = ("mutual_knn", "knn_jaccard", "cknna", "rank_similarity", "second_order_cosine")
+
+
+class ChanceRun(TrainingParameters):
+    """Noise and networks, and the measures that are asked about them.
+
+    Noise: maps of `side` x `side` layers of `examples` rows, one side of f features and the other of 2 f, for each f of
+    `features`; `repeats` of them, each with a null of `noise_null` orders. Networks: `models`, four names, in the order
+    of SIZES, `seeds` of each; seen by `images` test images, at `layers` evenly spaced layers, with a null of `null`.
+    """
+
+    dtype: Exact = "auto"
+    image_size: int = Field(0, ge=0)
+    measures: named(lambda: MEASURES, "measure") = (
+        "linear_cka,debiased_cka,rsa,distance_correlation,mutual_knn,knn_jaccard"
+    )
+    examples: int = Field(40, ge=20)
+    features: str = "4,40,400"
+    repeats: Thousand = 40
+    side: int = Field(4, ge=1, le=50)
+    noise_null: int = 59
+    models: Names = "cnn3_w8,cnn3_w32,cnn5_w8,cnn5_w32"
+    images: int = Field(60, ge=20)
+    layers: int = Field(6, ge=2)
+    null: int = 200
+    seeds: Thousand = Field(4, ge=3)
+
+    @field_validator("null", "noise_null")
+    @classmethod
+    def _is_enough(cls, number: int) -> int:
+        if not number:
+            raise BadValue("a null of 0 orders says nothing of chance. Give 20 or more.")
+        check_null(number, 0)
+        return number
+
+    @field_validator("models")
+    @classmethod
+    def _are_four(cls, text: str) -> str:
+        if len(names(text)) != len(SIZES):
+            raise BadValue(f"models are four names ({'; '.join(SIZES)}), joined by commas; given {text!r}.")
+        return text
+
+    @field_validator("features")
+    @classmethod
+    def _are_widths(cls, text: str) -> str:
+        if not names(text) or not all(v.isdecimal() and int(v) for v in names(text)):
+            raise BadValue(f"features are whole numbers from 1 on, joined by commas; given {text!r}.")
+        return text
+
+    @property
+    def chosen(self) -> list[str]:
+        return names(self.measures, MEASURES)
+
+
+def kind_of(measure: str) -> str:
+    """Whether a measure looks at the nearest examples alone, or at all."""
+    return "neighbourhood" if measure in _LOCAL else "global"
+
+
+def false_alarms(p: ChanceRun) -> pd.DataFrame:
+    """How often noise that shares nothing is beyond chance: rows of measure, features, d / n, alone, searched.
+
+    "alone": the share of pairs of layers with p of at most LEVEL; "searched": the share of maps with any pair beyond
+    chance at that level for the whole map. Both are to be LEVEL. NaN where the measure refuses so many features.
+    """
+    rows = []
+    for measure in progress(p.chosen, "noise"):
+        for f in map(int, names(p.features)):
+            try:
+                maps = [_noise_map(p, measure, f, repeat) for repeat in range(p.repeats)]
+            except BadData:  # of more features than examples, which the measure says at its door
+                rows.append((measure, f, f / p.examples, np.nan, np.nan))
+                continue
+            alone = np.mean([(m.p <= LEVEL).to_numpy().mean() for m in maps])
+            searched = np.mean([m.beyond(LEVEL).to_numpy().any() for m in maps])
+            rows.append((measure, f, f / p.examples, alone, searched))
+    return pd.DataFrame(rows, columns=["measure", "features", "d / n", "alone", "searched"])
+
+
+def _noise_map(p: ChanceRun, measure: str, features: int, repeat: int) -> Calibrated:
+    g = torch.Generator().manual_seed(100_000 * repeat + features)
+    a, b = (
+        Features({str(i): torch.randn(p.examples, f, generator=g) for i in range(p.side)}, range(p.examples))
+        for f in (features, 2 * features)
+    )
+    return compare(a, b, measure=measure, null=p.noise_null, seed=repeat)
+
+
+def growth(p: ChanceRun, dataset: Dataset) -> pd.DataFrame:
+    """The most similar pair of layers by size of the networks: rows of size, seed, measure, raw, beyond chance.
+
+    Networks i and i + 1 of a size, averaged over places. "raw" is the largest value over all pairs of layers (the
+    smallest distance, negated); "beyond chance" its effect above the mean of the largest of each order of the images,
+    so that the search over layers is in both. What does not fit is raised before anything is trained.
+    """
+    for model in names(p.models):
+        build(model, **dataset.form)
+    rows = []
+    for size, model in zip(SIZES, progress(names(p.models), "networks"), strict=True):
+        sides = [_seen(p, dataset, model, seed) for seed in range(p.seeds)]
+        for seed, (a, b) in enumerate(zip(sides, sides[1:] + sides[:1], strict=True)):
+            for measure in p.chosen:
+                found = compare(a, b, measure=measure, null=p.null).best
+                sign = 1 if MEASURES[measure].higher_is_better else -1
+                rows.append((size, seed, measure, sign * found["value"], found["effect"]))
+    return pd.DataFrame(rows, columns=["size", "seed", "measure", "raw", "beyond chance"])
+
+
+def _seen(p: ChanceRun, dataset: Dataset, model: str, seed: int) -> Features:
+    few = dataset.test.select(balanced(dataset.test.labels, p.images))
+    images = [batch.images for batch in dataset.loader("test", 100, **p.place).over(few)]
+    net = p.trained(model, dataset, seed)
+    known = list(cuttable_layers(net, images[0]))
+    spaced = np.linspace(0, len(known) - 1, min(p.layers, len(known))).round().astype(int)
+    return Features.of(net, images, [known[k] for k in spaced])
+
+
+def with_size(rows: pd.DataFrame) -> pd.DataFrame:
+    """What width and depth add to each measure, raw and beyond chance: rows of measure, kind, of, value, added, low,
+    high.
+
+    Paired over seeds, with the 95 % interval of the mean. "width": wide - narrow, the mean over both depths; "depth":
+    deep - shallow, the mean over both widths.
+    """
+    found = []
+    for measure, own in rows.groupby("measure", sort=False):
+        for value in ("raw", "beyond chance"):
+            table = own.pivot(index="seed", columns="size", values=value)
+            a, b, c, d = (table[size] for size in SIZES)
+            for what, added in (("width", (b - a + d - c) / 2), ("depth", (c - a + d - b) / 2)):
+                e = effect(added)
+                found.append((measure, kind_of(measure), what, value, e.mean, e.low, e.high))
+    return pd.DataFrame(found, columns=["measure", "kind", "of", "value", "added", "low", "high"])
