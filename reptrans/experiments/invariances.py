@@ -235,7 +235,7 @@ def by_kind(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def lost(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Same cue minus different cues, paired by seed and front: mean, low, high and n of each share."""
+    """Pairs with the same cue minus those with different ones, paired by seed: mean, low, high and n of each share."""
     means = pairs.groupby(["cues", "seed"])[SHARES].mean()
     rows = []
     for name in SHARES:

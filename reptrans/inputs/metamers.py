@@ -1,5 +1,7 @@
 """Images that one network cannot tell apart, and what another network makes of the difference."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -90,7 +92,7 @@ def differentiate(
     return found
 
 
-def _change(net: nn.Module, images: Tensor):
+def _change(net: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:
     """images -> |f(images) - f(x)| / |f(x)|, (n,), for the x given here."""
     with torch.no_grad():
         before = answers_of(net, images).flatten(1)
