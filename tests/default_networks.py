@@ -19,6 +19,7 @@ from reptrans.checkpoints import load_tensors, save_tensors, trained
 from reptrans.data import Dataset
 from reptrans.experiments.atlas import AtlasRun
 from reptrans.experiments.distillation import DistillationRun
+from reptrans.experiments.invariances import InvariancesRun, load
 from reptrans.experiments.l2t import L2TRun, tasks
 from reptrans.experiments.merging import MergingRun
 from reptrans.experiments.model_similarity import ModelSimilarityRun
@@ -59,6 +60,9 @@ def defaults() -> Iterator[Default]:
     yield from seeds("cnn3_w16", similarity.load(), similarity.seeds, similarity.recipe)
     yield from seeds(atlas.front_model, atlas.load(), atlas.seeds, atlas.stitching("conv1").recipe)
     yield from seeds(merging.model, merging.load(), 2 * merging.pairs, merging.recipe)
+    looking = stored(InvariancesRun, "invariances")
+    for dataset in load(looking).train.values():
+        yield from seeds(looking.model, dataset, looking.seeds, looking.recipe)
     yield Default(taught.teacher, taught.load().with_validation(taught.holdout), 0, taught.teacher_recipe())
     yield Default(learning.source_model, tasks(learning)[0], 0, learning.source_recipe())
 

@@ -12,6 +12,7 @@ from reptrans.experiments.autoencoding import AutoencodingRun, autoencode
 from reptrans.experiments.classifier import ClassifierRun
 from reptrans.experiments.distillation import DistillationRun, distill_all
 from reptrans.experiments.extension import ExtensionRun, extend_all
+from reptrans.experiments.invariances import InvariancesRun, invariances, load
 from reptrans.experiments.l2t import L2TRun, source_network, tasks, train_all
 from reptrans.experiments.merging import MergingRun, train_networks
 from reptrans.experiments.model_similarity import ModelSimilarityRun, compare_models
@@ -48,6 +49,10 @@ def models(p, folder):
     return compare_models(p, p.load(), folder)
 
 
+def looking(p, folder):
+    return invariances(p, load(p), folder)
+
+
 def whole_atlas(p, folder):
     return atlas(p, p.load(), lambda name: folder / name)
 
@@ -73,6 +78,18 @@ DISTILLATION = (
 )
 INVERSION = AutoencodingRun, lambda p, folder: autoencode(p, folder), SMALL | {"model": "cnn3_w4", "steps": 1}
 MODELS = ModelSimilarityRun, models, SMALL | {"image_size": 8, "models": "cnn3_w4,cnn3_w2", "judge": "cnn3_w8"}
+INVARIANCES = (
+    InvariancesRun,
+    looking,
+    {
+        "dataset": "shapes:shape:images=200",
+        "image_size": 8,
+        "model": "cnn3_w4",
+        "layer": "relu2",
+        "images": 20,
+        "seeds": 1,
+    },
+)
 ATLAS = (
     AtlasRun,
     whole_atlas,
@@ -141,6 +158,14 @@ WRONG = [
     (MODELS, {"models": "cnn3_w4"}, "two names"),
     (MODELS, {"models": "cnn3_w4,cnn3_w4"}, "twice"),
     (MODELS, {"judge": "no_such"}, "no_such"),
+    (INVARIANCES, {"layer": "nope"}, "'nope'"),
+    (INVARIANCES, {"model": "no_such"}, "no_such"),
+    (INVARIANCES, {"dataset": "digits"}, "must be shapes"),
+    (INVARIANCES, {"dataset": "shapes:shape:shortcut=colour@1"}, "without a shortcut"),
+    (INVARIANCES, {"cue": "shape@1"}, "which the label tells"),
+    (INVARIANCES, {"cue": "colour@2"}, "from 0 to 1"),
+    (INVARIANCES, {"images": 1000}, "Take fewer"),
+    (INVARIANCES, {"start": "nothing"}, "noise"),
     (ATLAS, {"layers": "conv1,relu1,conv2,nope"}, "'nope'"),
     (ATLAS, {"layers": "conv1,relu1,conv2,conv2"}, "twice"),
     (ATLAS, {"measures": ""}, "no name"),

@@ -1,11 +1,13 @@
 """What input makes a layer say this? One descent on images serves class images, matched outputs and inverted layers.
 
 `optimise_input(objective, image)`: an objective (`class_logit`, `match`, `weighted`), an image (`Pixels`, `Fourier`),
-priors. `autoencode` asks a ladder of layers how much of an image they keep.
+priors. `metamers` are images that a layer cannot tell apart. `autoencode` asks a ladder of layers how much of an image
+they keep.
 """
 
 from reptrans.inputs.fronts import FastFront, as_built, calibrated, fast_front, ladder
 from reptrans.inputs.image import Fourier, Pixels, noise
+from reptrans.inputs.metamers import differentiate, metamers, stir
 from reptrans.inputs.objective import Objective, class_logit, match, weighted
 from reptrans.inputs.optimise import Inversion, optimise_input
 from reptrans.inputs.pictures import load_pictures, picture_grid
@@ -37,6 +39,7 @@ __all__ = [
     "calibrated",
     "class_logit",
     "correlation",
+    "differentiate",
     "fast_front",
     "input_errors",
     "jitter",
@@ -45,6 +48,7 @@ __all__ = [
     "linear",
     "load_pictures",
     "match",
+    "metamers",
     "mse",
     "noise",
     "optimise_input",
@@ -53,6 +57,7 @@ __all__ = [
     "psnr",
     "range_penalty",
     "ssim",
+    "stir",
     "total_variation",
     "triviality",
     "uniqueness_spread",

@@ -37,12 +37,19 @@ def load_pictures(given: Sequence[str], dataset: Dataset | None, size: int | Non
     return torch.stack(found)
 
 
-def picture_grid(pictures: dict[str, Tensor], columns: Sequence[str] = ()) -> Axes:
-    """Draw a row of pictures for each entry, {name of the row: (n, c, h, w)}; values are cut to [0, 1]."""
+def picture_grid(
+    pictures: dict[str, Tensor], columns: Sequence[str] = (), captions: dict[str, Sequence[str]] | None = None
+) -> Axes:
+    """Draw a row of pictures for each entry, {name of the row: (n, c, h, w)}; values are cut to [0, 1].
+
+    `captions`: {name of the row: a text below each of its pictures}.
+    """
     height, width = len(pictures), len(next(iter(pictures.values())))
     size = (1.05 * width + 1.2, 1.05 * height + 0.3)
     figure, axes = plt.subplots(height, width, figsize=size, squeeze=False, layout="constrained")
     for row, (name, images) in zip(axes, pictures.items(), strict=True):
+        for ax, text in zip(row, (captions or {}).get(name, ()), strict=False):
+            ax.set_xlabel(text, fontsize="x-small", labelpad=2)
         shown = images.detach().cpu().clamp(0, 1).movedim(1, -1).double().numpy()
         for ax, image in zip(row, shown, strict=True):
             ax.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
