@@ -47,6 +47,15 @@ def test_a_null_is_the_measure_of_exchanged_rows(name):
             assert abs(found[place, i, 0] - expected) < 1e-12 * max(1, abs(expected)), (i, place)
 
 
+@pytest.mark.parametrize("name", ["linear_cka", "debiased_cka", "procrustes_angular", "soft_correlation_match"])
+def test_more_features_than_examples(name):
+    x, y = noise(20, 50, 70, 0)
+    some = orders(20, 3, torch.Generator().manual_seed(1))
+    found = in_orders(name, [x, x[:, :4]], [y + 100], some)
+    expected = [[MEASURES[name](v, (y + 100)[order]) for v in (x, x[:, :4])] for order in some]
+    assert np.allclose(found[:, :, 0], expected, atol=1e-11)
+
+
 @pytest.mark.parametrize("how", ["pixels", "tokens"])
 def test_whole_images_are_exchanged_not_their_places(how):
     g = torch.Generator().manual_seed(0)
@@ -108,7 +117,7 @@ def test_batches_have_their_examples_exchanged_within():
 
 def test_effect_z_and_p_by_hand():
     value = pd.DataFrame([[0.5, 0.1]], ["a"], ["b", "c"])
-    null = torch.tensor([[0.0, 0.2], [0.2, 0.0], [0.1, 0.4], [0.1, 0.2]]).double()[:, None, :]
+    null = torch.tensor([[0.0, 0.2], [0.2, 0.0], [0.1, 0.4], [0.1, 0.2]], dtype=torch.float64)[:, None, :]
     found = calibrated(value, null, MEASURES["debiased_cka"])
     assert found.mean.iloc[0].tolist() == pytest.approx([0.1, 0.2])
     assert found.effect.iloc[0].tolist() == pytest.approx([0.4 / 0.9, -0.1 / 0.8])

@@ -18,8 +18,9 @@ from reptrans.similarity import MEASURES, Calibrated, Features, compare
 from reptrans.similarity.null import check_null
 
 SIZES = ("shallow, narrow", "shallow, wide", "deep, narrow", "deep, wide")
+VALUES = ("raw", "chance", "beyond chance")
 LEVEL = 0.05
-_USUAL = "linear_cka,debiased_cka,rsa,distance_correlation,mutual_knn,knn_jaccard"
+_USUAL = "linear_cka,debiased_cka,rsa,mutual_knn"
 _LOCAL = ("mutual_knn", "knn_jaccard", "cknna", "rank_similarity", "second_order_cosine")
 
 
@@ -45,7 +46,7 @@ class ChanceRun(TrainingParameters):
     images: int = Field(60, ge=20)
     layers: int = Field(6, ge=2)
     null: int = 200
-    seeds: Thousand = Field(4, ge=3)
+    seeds: Thousand = Field(8, ge=3)
 
     @field_validator("null", "noise_null")
     @classmethod
@@ -109,11 +110,12 @@ def _noise_map(p: ChanceRun, measure: str, features: int, repeat: int) -> Calibr
 
 
 def growth(p: ChanceRun, dataset: Dataset) -> pd.DataFrame:
-    """The most similar pair of layers by size of the networks: rows of size, seed, measure, raw, beyond chance.
+    """The most similar pair of layers by size of the networks: rows of size, seed, measure, raw, chance, beyond chance.
 
     Networks i and i + 1 of a size, averaged over places. "raw" is the largest value over all pairs of layers (the
-    smallest distance, negated); "beyond chance" its effect above the mean of the largest of each order of the images,
-    so that the search over layers is in both. What does not fit is raised before anything is trained.
+    smallest distance, negated), "chance" the mean of the largest of each order of the images, "beyond chance" the
+    effect of the one above the other, so that the search over layers is in both. What does not fit is raised before
+    anything is trained.
     """
     for model in names(p.models):
         build(model, **dataset.form)
@@ -124,8 +126,8 @@ def growth(p: ChanceRun, dataset: Dataset) -> pd.DataFrame:
             for measure in p.chosen:
                 found = compare(a, b, measure=measure, null=p.null).best
                 sign = 1 if MEASURES[measure].higher_is_better else -1
-                rows.append((size, seed, measure, sign * found["value"], found["effect"]))
-    return pd.DataFrame(rows, columns=["size", "seed", "measure", "raw", "beyond chance"])
+                rows.append((size, seed, measure, sign * found["value"], sign * found["mean"], found["effect"]))
+    return pd.DataFrame(rows, columns=["size", "seed", "measure", *VALUES])
 
 
 def _seen(p: ChanceRun, dataset: Dataset, model: str, seed: int) -> Features:
@@ -138,18 +140,18 @@ def _seen(p: ChanceRun, dataset: Dataset, model: str, seed: int) -> Features:
 
 
 def with_size(rows: pd.DataFrame) -> pd.DataFrame:
-    """What width and depth add to each measure, raw and beyond chance: rows of measure, kind, of, value, added, low,
-    high.
+    """What width and depth add to each measure, to chance and beyond it: rows of measure, kind, of, value, added, low,
+    high, n.
 
     Paired over seeds, with the 95 % interval of the mean. "width": wide - narrow, the mean over both depths; "depth":
     deep - shallow, the mean over both widths.
     """
     found = []
     for measure, own in rows.groupby("measure", sort=False):
-        for value in ("raw", "beyond chance"):
+        for value in VALUES:
             table = own.pivot(index="seed", columns="size", values=value)
             a, b, c, d = (table[size] for size in SIZES)
             for what, added in (("width", (b - a + d - c) / 2), ("depth", (c - a + d - b) / 2)):
                 e = effect(added)
-                found.append((measure, kind_of(measure), what, value, e.mean, e.low, e.high))
-    return pd.DataFrame(found, columns=["measure", "kind", "of", "value", "added", "low", "high"])
+                found.append((measure, kind_of(measure), what, value, e.mean, e.low, e.high, e.n))
+    return pd.DataFrame(found, columns=["measure", "kind", "of", "value", "added", "low", "high", "n"])

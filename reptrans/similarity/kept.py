@@ -10,7 +10,7 @@ from reptrans.errors import BadData, BadValue, ShapeMismatch
 from reptrans.progress import progress
 from reptrans.similarity.fold import FOLDS, blocks, places
 from reptrans.similarity.grams import Grams, grams_of
-from reptrans.similarity.measures import find
+from reptrans.similarity.measures import ORTHOGONAL, find
 from reptrans.similarity.moments import AT_ONCE, PairMoments, Sums
 from reptrans.similarity.null import orders, refuse_few_halves, refuse_few_orders
 
@@ -141,6 +141,8 @@ class KeptMoments(Kept):
         return self._pair(i, j, product).value(self.measure, **self.options)
 
     def in_orders(self, orders: Tensor) -> Tensor:
+        if smaller := self._rotated():
+            return smaller.in_orders(orders)
         found = torch.empty(len(orders), *map(len, self.names), dtype=torch.float64)
         meeting: dict[tuple, list[int]] = {}
         for (i, j), grid in self.grids.items():
@@ -153,6 +155,17 @@ class KeptMoments(Kept):
                 products = (stacked @ shuffled.T).unflatten(1, (len(y), len(some))).movedim(2, 0)
                 for i, own in zip(fronts, products.split([len(v) for v in x], dim=1), strict=True):
                     found[some, i, j] = self._pair(i, j, own).value(self.measure, **self.options)
+        return found
+
+    def _rotated(self) -> "KeptMoments | None":
+        """The same with layers of more features than examples rotated into as many features as examples, for measures
+        that no rotation changes; None where there is no such layer."""
+        wide = [self.layer(k).ndim == 2 and self.layer(k).shape[1] > self.examples for k in range(len(self.rows))]
+        if not any(wide) or ORTHOGONAL not in find(self.measure).invariances:
+            return None
+        layers = [self.layer(k).double() for k in range(len(wide))]
+        found = type(self)(self.measure, self.how, self.options, rows=True)
+        found.add(self.names, [torch.linalg.qr(v.T).R.T if w else v for v, w in zip(layers, wide, strict=True)])
         return found
 
     def _pair(self, i: int, j: int, product: Tensor) -> PairMoments:

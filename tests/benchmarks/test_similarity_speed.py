@@ -67,6 +67,7 @@ def test_heat_map(nets, images):
     ways = {
         "forward": lambda: forwards(nets, images),
         "pool": lambda: ours("debiased_cka", "pool"),
+        "pool_null": lambda: compare(*nets, images.split(BATCH), NAMES, null=200),
         "flatten": lambda: ours("minibatch_cka", "flatten"),
         "stored_pool": lambda: pairwise(nets, images, "pool"),
     }
@@ -81,6 +82,7 @@ def test_heat_map(nets, images):
         {"way": name, "s": spread(t), "beyond the forwards": f"{median(t) - bare:.2f}"} for name, t in times.items()
     ]
     print(f"\n\nHeat map, 20 x 20 layers, {IMAGES} images\n{pd.DataFrame(rows).to_string(index=False)}")
+    print(f"with 200 permutations: {median(times['pool_null']) / median(times['pool']):.1f} times the map without")
     exact = pairwise(nets, images, "pool")
     assert (ours("debiased_cka", "pool") - exact).abs().max().max() < 1e-4
 

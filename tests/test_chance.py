@@ -1,0 +1,65 @@
+"""Noise is beyond chance as rarely as it is said to be; what grows with networks is told with its interval."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from reptrans.errors import BadValue, UnknownName
+from reptrans.experiments.chance import SIZES, ChanceRun, false_alarms, growth, with_size
+
+SMALL = {"measures": "linear_cka,mutual_knn,cca_mean", "features": "3,60", "repeats": 12, "side": 2, "noise_null": 39,
+         "models": "cnn3_w2,cnn3_w4,cnn5_w2,cnn5_w4", "images": 40, "layers": 3, "null": 20, "seeds": 3, "limit": 10,
+         "train_epochs": 1}  # fmt: skip
+
+
+def test_false_alarms_are_shares_and_nothing_is_said_where_a_measure_refuses():
+    rows = false_alarms(ChanceRun(**SMALL)).set_index(["measure", "features"])
+    assert rows["d / n"].to_list() == [3 / 40, 60 / 40] * 3
+    assert rows.loc[("cca_mean", 60), ["alone", "searched"]].isna().all()
+    others = rows.drop(("cca_mean", 60))
+    assert others[["alone", "searched"]].notna().all(axis=None) and (others["alone"] < 0.25).all()
+    assert (others["searched"] * 12).round(9).isin(range(13)).all()
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REPTRANS_DATA", str(tmp_path_factory.mktemp("chance")))
+        p = ChanceRun(**SMALL | {"measures": "linear_cka,procrustes_angular"})
+        yield growth(p, p.load())
+
+
+def test_growth_has_a_row_for_each_size_pair_and_measure(rows):
+    assert len(rows) == 4 * 3 * 2 and set(rows["size"]) == set(SIZES)
+    cka, angle = (rows[rows["measure"] == name] for name in ("linear_cka", "procrustes_angular"))
+    assert cka["raw"].between(0, 1).all() and (cka["chance"] < cka["raw"]).all()
+    assert (angle["raw"] < 0).all() and (angle["chance"] < angle["raw"]).all()  # distances, negated
+    assert rows["beyond chance"].between(0, 1).all()
+
+
+def test_what_width_and_depth_add():
+    values = dict(zip(SIZES, (1.0, 3.0, 2.0, 8.0), strict=True))
+    rows = pd.DataFrame([(size, seed, "rsa", v + 0.1 * seed * (size == "deep, wide"), 0.0, 0.0)
+                         for size, v in values.items() for seed in range(3)],
+                        columns=["size", "seed", "measure", "raw", "chance", "beyond chance"])  # fmt: skip
+    table = with_size(rows).set_index(["of", "value"])
+    # Wide - narrow is 2 and 6, deep - shallow 1 and 5; the last grows by 0.1 a seed.
+    assert table.loc[("width", "raw"), "added"] == pytest.approx(4 + 0.05)
+    assert table.loc[("depth", "raw"), "added"] == pytest.approx(3 + 0.05)
+    assert table.loc[("width", "raw"), "low"] < 4.05 < table.loc[("width", "raw"), "high"]
+    assert np.allclose(table.loc[("width", "chance"), ["added", "low", "high"]].astype(float), 0)
+
+
+def test_what_does_not_fit_is_refused():
+    for change, error, message in (
+        ({"models": "cnn3_w2,cnn3_w4"}, BadValue, "models are four names"),
+        ({"features": "3,many"}, BadValue, "features are whole numbers from 1 on"),
+        ({"null": 0}, BadValue, "says nothing of chance"),
+        ({"noise_null": 10}, BadValue, "20 or more"),
+        ({"measures": "cka"}, UnknownName, "no measure 'cka'"),
+    ):
+        with pytest.raises((error, ValueError), match=message):
+            ChanceRun(**SMALL | change)
+    p = ChanceRun(**SMALL | {"models": "cnn3_w2,cnn3_w4,cnn5_w2,nothing"})
+    with pytest.raises(UnknownName, match="nothing"):
+        growth(p, p.load())
