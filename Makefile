@@ -80,7 +80,7 @@ format: $(DONE)  ## mend style
 	$(BIN)/ruff format .
 
 bench: $(DONE)  ## time the costly parts; not part of the tests
-	$(BIN)/python -m pytest tests/benchmarks -s
+	$(BIN)/python -m pytest tests/benchmarks -s --numprocesses=0
 
 clean:  ## remove what can be made again, except the environment and data
 	rm -rf _build .pytest_cache .ruff_cache

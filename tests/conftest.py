@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from filelock import FileLock
 
 torch.set_num_threads(1)
 
@@ -26,8 +27,20 @@ class Book(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def book(tmp_path_factory) -> Book:
-    folder = tmp_path_factory.mktemp("book")
+def book(tmp_path_factory, worker_id) -> Book:
+    """Built once, by whichever process of the tests wants it first."""
+    if worker_id == "master":
+        return _built(tmp_path_factory.mktemp("book"))
+    folder = tmp_path_factory.getbasetemp().parent / "book"
+    said = folder / "complaint"
+    with FileLock(f"{folder}.lock"):
+        if not said.exists():
+            folder.mkdir()
+            said.write_text(_built(folder).complaint, "utf-8")
+    return Book(folder / "_build" / "html", said.read_text("utf-8"))
+
+
+def _built(folder: Path) -> Book:
     program = Path(sysconfig.get_path("scripts")) / "jupyter-book"
     command = [program, "build", str(ROOT), "--toc", str(ROOT / "book" / "_toc.yml"), "--path-output", str(folder)]
     build = subprocess.run(

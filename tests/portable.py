@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
@@ -88,6 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("notebooks", nargs="*", metavar="notebook", help=", ".join(p.stem for p in NOTEBOOKS))
     parser.add_argument("-s", "--settings", default=",".join(SETTINGS), help="some of %(default)s")
+    parser.add_argument("-j", "--jobs", type=int, default=1, metavar="N", help="so many at once; one by default")
     parser.add_argument("--turn", type=int, default=0, metavar="N", help="N of the notebooks, others every day")
     chosen = parser.parse_args(arguments)
     known = {p.stem: p for p in NOTEBOOKS}
@@ -98,18 +100,24 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.turn:
         first = date.today().toordinal() * chosen.turn
         notebooks = [notebooks[(first + i) % len(notebooks)] for i in range(chosen.turn)]
-    bad = 0
+    bad, tasks = 0, [(setting, notebook) for setting in chosen.settings.split(",") for notebook in notebooks]
     print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}")
-    for setting in chosen.settings.split(","):
-        for notebook in notebooks:
-            with tempfile.TemporaryDirectory() as folder:
-                shares, faults = compared(notebook, run(notebook, SETTINGS[setting], Path(folder)))
+    with ThreadPoolExecutor(chosen.jobs) as pool:  # each notebook has a process of its own
+        for (setting, notebook), (shares, faults) in zip(
+            tasks, pool.map(tried, *zip(*tasks, strict=True)), strict=True
+        ):
             others = sum(share > 0 for share in shares)
             print(f"{setting:8} {notebook.stem:24} {len(shares):5} numbers, {others:4} print otherwise, "
                   f"largest deviation {max(shares, default=0):.2f}", flush=True)  # fmt: skip
             print("".join(f"    {fault}\n" for fault in faults), end="", flush=True)
             bad += len(faults)
     return int(bad > 0)
+
+
+def tried(setting: str, notebook: Path) -> tuple[list[float], list[str]]:
+    """What `compared` says of the notebook as it is stored and as it runs under the setting."""
+    with tempfile.TemporaryDirectory() as folder:
+        return compared(notebook, run(notebook, SETTINGS[setting], Path(folder)))
 
 
 if __name__ == "__main__":
