@@ -133,6 +133,33 @@ def heatmap(
     return ax
 
 
+def dissimilarities(matrix: Tensor | np.ndarray, groups: Sequence | None = None, ax: Axes | None = None) -> Axes:
+    """Draw a matrix (n, n) of distances between examples, sorted by `groups` (n,), their classes say, which are named.
+
+    Raises ShapeMismatch for a matrix that is not square, or groups that are not as many.
+    """
+    values = np.asarray(matrix.detach().cpu() if isinstance(matrix, Tensor) else matrix, dtype=float)
+    groups = None if groups is None else np.asarray(groups)
+    if values.ndim != 2 or len({*values.shape, len(values) if groups is None else len(groups)}) > 1:
+        given = "" if groups is None else f" and {len(groups)} groups"
+        raise ShapeMismatch(f"distances between n examples are (n, n), with n groups; given {values.shape}{given}.")
+    ax = ax or _axes(5.4, 4.4)
+    if groups is not None:
+        order = np.argsort(groups, kind="stable")
+        values, kinds = values[np.ix_(order, order)], pd.unique(groups[order])
+        sizes = np.array([(groups == kind).sum() for kind in kinds])
+        ends = sizes.cumsum()
+        for end in ends[:-1]:
+            ax.axhline(end - 0.5, color="white", linewidth=0.6)
+            ax.axvline(end - 0.5, color="white", linewidth=0.6)
+        ax.set_xticks(ends - sizes / 2 - 0.5, kinds, rotation=90)
+        ax.set_yticks(ends - sizes / 2 - 0.5, kinds)
+    image = ax.imshow(values, cmap="viridis")
+    ax.figure.colorbar(image, ax=ax, label="distance")
+    ax.grid(False)
+    return ax
+
+
 def _pale(ax: Axes, matrix: pd.DataFrame, pale: pd.DataFrame, annotate: bool) -> None:
     """Cover the cells of a heat map that `pale` names."""
     for i, j in np.argwhere(pale.to_numpy()):

@@ -8,7 +8,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from reptrans.errors import BadData, ShapeMismatch, UnknownName
-from reptrans.figures import forest, heatmap, layer_curves, learning_curves, scatter, trade, weights
+from reptrans.figures import dissimilarities, forest, heatmap, layer_curves, learning_curves, scatter, trade, weights
 from reptrans.notebook import style
 
 matplotlib.use("Agg")
@@ -104,6 +104,17 @@ def test_learning_curves_with_a_hue():
     ax = learning_curves(rows, y="accuracy", hue="method")
     drawn = {found.get_label(): list(found.get_ydata()) for found in ax.lines}
     assert drawn == {"a": [0.1, 0.2], "b": [0.3, 0.4]}
+
+
+def test_dissimilarities_are_sorted_by_group():
+    distance = np.abs(np.subtract.outer([0, 5, 1, 6], [0, 5, 1, 6]))
+    ax = dissimilarities(torch.tensor(distance), ["b", "a", "b", "a"])
+    assert ax.images[0].get_array().tolist() == np.abs(np.subtract.outer([5, 6, 0, 1], [5, 6, 0, 1])).tolist()
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b"]
+    assert list(ax.get_xticks()) == [0.5, 2.5]
+    for matrix, groups in ((distance[:3], None), (distance, ["a"])):
+        with pytest.raises(ShapeMismatch, match="distances between n examples"):
+            dissimilarities(matrix, groups)
 
 
 def test_heatmap_shows_the_matrix():

@@ -454,7 +454,8 @@ def test_measures_take_whatever_holds_numbers(name, given, meant):
 
 
 class _Nothing:
-    pass
+    def __repr__(self) -> str:
+        return "nothing"
 
 
 @pytest.mark.parametrize("bad", ["resnet18", None, ["a"], [[1.0], [1.0, 2.0]], {"x": 1}, _Nothing()], ids=repr)
@@ -510,3 +511,21 @@ def test_too_many_features_are_refused_before_their_products(monkeypatch):
         s.procrustes_size_shape(x, x)
     with pytest.raises(BadValue, match="the products of 100 examples take 0 GiB"):
         s.linear_cka(normal(100, 200), normal(100, 3))
+
+
+@pytest.mark.parametrize("distance", ["correlation", "euclidean", "sqeuclidean"])
+def test_dissimilarities_are_what_rsa_compares(distance):
+    g = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(12, 5, generator=g, dtype=torch.float64) for _ in range(2))
+    a, b = (s.dissimilarities(v, distance) for v in (x, y))
+    assert torch.equal(a, a.T) or torch.allclose(a, a.T) and not a.diagonal().any()
+    upper = torch.triu_indices(12, 12, 1)
+    pearson = torch.corrcoef(torch.stack([v[upper[0], upper[1]] for v in (a, b)]))[0, 1]
+    assert torch.allclose(pearson, s.rsa(x, y, distance, "pearson"))
+
+
+def test_dissimilarities_that_are_none():
+    with pytest.raises(BadData, match="the same in all features"):
+        s.dissimilarities(torch.cat([torch.ones(1, 4), torch.randn(5, 4)]))
+    with pytest.raises(UnknownName, match="no distance 'cosin'"):
+        s.dissimilarities(torch.randn(5, 4), "cosin")

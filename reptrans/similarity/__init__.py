@@ -19,7 +19,7 @@ from reptrans.similarity.agreement import (
 from reptrans.similarity.cca import cca_mean, cca_r2, gulp, linear_r2, pwcca, svcca
 from reptrans.similarity.cka import debiased_cka, linear_cka, rbf_cka
 from reptrans.similarity.compare import calibrate, compare, most_similar
-from reptrans.similarity.distances import distance_correlation, rsa, rsm_frobenius, rsm_spectral
+from reptrans.similarity.distances import dissimilarities, distance_correlation, rsa, rsm_frobenius, rsm_spectral
 from reptrans.similarity.fold import fold
 from reptrans.similarity.grams import Grams, minibatch_cka
 from reptrans.similarity.measures import MEASURES, Measure
@@ -41,7 +41,8 @@ from reptrans.similarity.stored import Features
 __all__ = [
     "MEASURES", "Calibrated", "Features", "Grams", "Measure", "Moments", "agreement", "aligned_cosine", "calibrate",
     "cca_mean", "cca_r2", "channel_axis", "channel_blocks", "churn", "cknna", "cohen_kappa", "compare", "debiased_cka",
-    "disagreement", "distance_correlation", "eigenspace_overlap", "ensemble_accuracy", "error_consistency",
+    "disagreement", "dissimilarities", "distance_correlation", "eigenspace_overlap", "ensemble_accuracy",
+    "error_consistency",
     "error_consistency_interval", "error_consistency_range", "error_ratio", "fold", "gulp", "hard_correlation_match",
     "jensen_shannon", "knn_jaccard", "linear_cka", "linear_r2", "minibatch_cka", "most_similar", "mutual_knn",
     "permutation_angular", "permutation_euclid", "procrustes_angular", "procrustes_size_shape", "pwcca",

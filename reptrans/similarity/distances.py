@@ -6,7 +6,8 @@ All hold n x n distances in memory; take a few thousand examples. More than memo
 import torch
 from torch import Tensor
 
-from reptrans.errors import choose
+from reptrans.errors import BadData, choose
+from reptrans.similarity.checks import checked, refuse_examples, scaled
 from reptrans.similarity.cka import squared_distances
 from reptrans.similarity.pair import both_exchanged, of_rows
 
@@ -17,6 +18,22 @@ def _pairs_of_examples(x: Tensor, distance: str, compare: str) -> Tensor | None:
     of, form = (choose(n, t, "rsa knows no {}") for n, t in ((distance, _DISTANCES), (compare, _COMPARISONS)))
     found = of(x)[upper[0], upper[1]]
     return None if found.isnan().any() else form[0](found)
+
+
+def dissimilarities(x: Tensor, distance: str = "correlation") -> Tensor:
+    """The representational dissimilarity matrix (n, n) of x (n, p): how far apart a layer holds each pair of examples.
+
+    `distance` as for `rsa`, which compares two of them; 0 on the diagonal, and for correlation in [0, 2]. x is a
+    tensor, an array or lists. Raises UnknownName; ShapeMismatch; BadData for NaN and infinity, fewer than 4 examples,
+    and for correlation an example without variation over its features. Source: Kriegeskorte et al. 2008.
+    """
+    of = choose(distance, _DISTANCES, "there is no distance {} of examples")
+    x, _ = checked(x, x, "dissimilarities")
+    refuse_examples("dissimilarities", 4, len(x))
+    found = of(scaled(x, "dissimilarities", "given", absolute=True))
+    if found.isnan().any():
+        raise BadData("an example is the same in all features, so that it correlates with nothing; take 'euclidean'.")
+    return found.fill_diagonal_(0)
 
 
 def _pairs_exchanged(pairs: Tensor, order: Tensor) -> Tensor:
