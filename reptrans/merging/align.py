@@ -1,5 +1,7 @@
 """Bring the units of one network into the order of another's, by their weights or by what they do on images."""
 
+from itertools import permutations
+
 import torch
 from torch import Tensor, fx, nn
 
@@ -57,19 +59,34 @@ def _by_weights(a: nn.Module, b: nn.Module, units: Units, seed: int) -> dict[int
     names = {name for name, _ in b.named_parameters()} & set(units.axes)
     theirs, ours = ({n: v.detach().double() for n, v in net.state_dict().items() if n in names} for net in (a, b))
     found = {group: torch.arange(size) for group, size in units.sizes.items()}
-    generator = torch.Generator().manual_seed(seed)
+    generator, beside = torch.Generator().manual_seed(seed), _neighbours(units, names)
+    waiting = set(found)  # a group whose neighbours stay as they are would get the same assignment again
     for _ in range(_SWEEPS):
-        better = False
         for number in torch.randperm(len(found), generator=generator).tolist():
             group = list(found)[number]
+            if group not in waiting:
+                continue
+            waiting.remove(group)
             gain = _gain(theirs, ours, units, found, group)
             order = _assigned(gain)
             now, then = (float(gain[torch.arange(len(p)), p].sum()) for p in (found[group], order))
             if then > now + 1e-9 * (1 + abs(now)):
-                found[group], better = order, True
-        if not better:
+                found[group] = order
+                waiting |= beside[group]
+        if not waiting:
             break
     return found
+
+
+def _neighbours(units: Units, names: set[str]) -> dict[int, set[int]]:
+    """For each group those whose gain depends on its order: of another axis of a weight that has both."""
+    beside: dict[int, set[int]] = {group: set() for group in units.sizes}
+    for name in names:
+        groups = [{block.group for block in blocks} & set(units.sizes) for blocks in units.axes[name].values()]
+        for own, other in permutations(groups, 2):
+            for group in own:
+                beside[group] |= other
+    return beside
 
 
 def _gain(a: dict, b: dict, units: Units, found: dict[int, Tensor], group: int) -> Tensor:

@@ -215,3 +215,14 @@ def test_beyond_the_ends_variances_stay_those_of_the_nearer_network(share):
     assert (forgetful.bn1.running_var >= 0).all()
     with pytest.raises(BadValue, match="share is nan"):
         interpolated(a, b, float("nan"))
+
+
+def test_groups_are_visited_again_only_where_a_neighbour_changed(monkeypatch):
+    a, b, visits, plain = network("resnet8"), network("resnet8", 1), [], align._gain
+    units = unit_groups(b, IMAGES)
+    monkeypatch.setattr(align, "_gain", lambda *given: visits.append(given[-1]) or plain(*given))
+    found = align._by_weights(a, b, units, 0)
+    chosen = len(visits)
+    monkeypatch.setattr(align, "_neighbours", lambda units, names: {group: set(units.sizes) for group in units.sizes})
+    every = align._by_weights(a, b, units, 0)
+    assert chosen < len(visits) - chosen and all(torch.equal(found[group], every[group]) for group in units.sizes)
