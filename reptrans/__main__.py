@@ -1,19 +1,30 @@
-"""The small command line: what can be named in a parameter, and sweeps over parameters.
+"""The small command line: notebooks run, copied and swept, and what can be named in their parameters.
 
-python -m reptrans layers resnet20_w3     the layers of a network, and where it can be cut
-python -m reptrans networks               the networks that can be named
-python -m reptrans datasets               the data sets that can be named
-python -m reptrans runs                   the runs that are kept, and how they ended
-python -m reptrans sweep NOTEBOOK         the notebook with many parameters, and one table of what came out
+reptrans run stitching -p layer bn3    a notebook with these parameters; says where the results are
+reptrans notebooks                     the notebooks, and what each asks
+reptrans copy stitching                a working copy of a notebook, in this folder
+reptrans lab stitching                 the same, opened in JupyterLab
+reptrans sweep stitching -p …          the notebook with many parameters, and one table of what came out
+reptrans runs                          the runs that are kept, and how they ended
+reptrans layers resnet20_w3            the layers of a network, and where it can be cut
+reptrans networks, datasets, methods, measures        what can be named
+
+`python -m reptrans` is the same.
 """
 
 import argparse
+import importlib.util
+import json
+import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
+import reptrans
+from reptrans import packaged, paths
 from reptrans.data import dataset_names
-from reptrans.errors import BadValue, ReptransError
+from reptrans.errors import BadValue, NotAvailable, ReptransError
 from reptrans.layers import layer_table
 from reptrans.models import build, model_names
 from reptrans.notebook import as_text
@@ -34,10 +45,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m reptrans", description="What can be named in a parameter, and sweeps."
-    )
-    commands = parser.add_subparsers(required=True, metavar="{layers,networks,datasets,runs,sweep}")
+    parser = argparse.ArgumentParser(prog="reptrans", description="Run notebooks, and see what can be named in them.")
+    parser.add_argument("--version", action="version", version=f"reptrans {reptrans.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="a notebook with other parameters, executed")
+    run.add_argument("notebook", help="its name, or the path of any notebook")
+    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="given")
+    run.add_argument("-f", metavar="FILE", dest="file", help="parameters in YAML: a path, or the name of a larger run")
+    run.set_defaults(run=_run)
+    commands.add_parser("notebooks", help="the notebooks that there are").set_defaults(run=_notebooks)
+    for name, does in (("copy", "a working copy of a notebook"), ("lab", "a working copy, opened in JupyterLab")):
+        copy = commands.add_parser(name, help=does)
+        copy.add_argument("notebook", help="its name")
+        copy.add_argument("to", nargs="?", default=".", help="a folder, or a path of its own (default: here)")
+        copy.set_defaults(run=_copy if name == "copy" else _lab)
     layers = commands.add_parser("layers", help="the layers of a network, and where it can be cut")
     layers.add_argument("network", help="a name, torchvision/NAME or module:function")
     layers.add_argument("--image-size", type=int, help="side of the images (default: 32; torchvision's networks: 224)")
@@ -50,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("datasets", help="the data sets that can be named").set_defaults(
         run=lambda given: "\n".join([*dataset_names(), "folder:PATH"])
     )
+    commands.add_parser("methods", help="the methods of feature distillation").set_defaults(run=_methods)
+    commands.add_parser("measures", help="the measures of similarity").set_defaults(run=_measures)
     commands.add_parser("runs", help="the runs that are kept, and how they ended").set_defaults(run=_runs)
     _add_sweep(commands.add_parser("sweep", help="a notebook with many parameters, and one table of what came out"))
     return parser
@@ -58,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.description = "Run a notebook once for each combination of the values given, several runs at a time."
     parser.epilog = "What is done is not done again: start the same sweep again to go on. The book's page: Sweeps."
-    parser.add_argument("notebook", help="path of the notebook")
+    parser.add_argument("notebook", help="its name, or the path of any notebook")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUES"), dest="grid",
                         help='values joined by commas; one that holds a comma in double quotes')  # fmt: skip
     parser.add_argument("--csv", help="a table with a column for each parameter and a line for each run")
@@ -80,12 +103,60 @@ def _sweep(given: argparse.Namespace) -> int:
         raise BadValue("-p: each name once, its values joined by commas.")
     axes = {axis: column for axis in ("x", "y", "hue") if (column := getattr(given, axis))}
     try:
-        swept = sweep(given.notebook, grid, given.csv, folder=given.folder, workers=given.workers,
+        swept = sweep(packaged.found(given.notebook), grid, given.csv, folder=given.folder, workers=given.workers,
                       cluster=given.cluster, retry=given.retry, axes=axes)  # fmt: skip
     except KeyboardInterrupt:
         print("Stopped. What is done is kept; start the same sweep again to go on.", file=sys.stderr)
         return 130
     return int((swept.runs["status"] == "failed").any())
+
+
+def _run(given: argparse.Namespace) -> int:
+    executed = packaged.run(given.notebook, given.given, given.file)
+    place = executed or paths.runs_root() / packaged.found(given.notebook).name
+    print(f"\nThe executed notebook: {paths.shown(place)}")
+    if executed is None:
+        return 1
+    newest = max((p for p in place.parent.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime, default=None)
+    if newest:
+        print(f"Its rows, arrays, figures and report: {paths.shown(newest)}")
+    return 0
+
+
+def _notebooks(given: argparse.Namespace) -> str:
+    titles = {name: _title(path) for name, path in packaged.notebooks().items()}
+    widest = max(map(len, titles))
+    return "\n".join(f"{name:{widest}}  {title}" for name, title in titles.items())
+
+
+def _title(path: Path) -> str:
+    text = "".join(json.loads(path.read_text("utf-8"))["cells"][0]["source"])
+    return text.splitlines()[0].lstrip("# ")
+
+
+def _copy(given: argparse.Namespace) -> str:
+    return f"Copied to {packaged.copied(given.notebook, given.to)}"
+
+
+def _lab(given: argparse.Namespace) -> int:
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise NotAvailable("JupyterLab is not installed: pip install 'reptrans[lab]'.")
+    target = Path(given.to) / packaged.found(given.notebook).name
+    target = target if target.exists() else packaged.copied(given.notebook, given.to)
+    return subprocess.run([sys.executable, "-m", "jupyterlab", str(target)]).returncode
+
+
+def _methods(given: argparse.Namespace) -> str:
+    from reptrans.distillation import METHODS
+
+    return "\n".join(METHODS)
+
+
+def _measures(given: argparse.Namespace) -> str:
+    from reptrans.similarity import MEASURES
+
+    lines = (f"{m.name:26} {m.alike} is alike, from {m.range[0]:g} to {m.range[1]:g}" for m in MEASURES.values())
+    return "\n".join(lines)
 
 
 def _runs(given: argparse.Namespace) -> str:

@@ -25,6 +25,21 @@ def data_root() -> Path:
     return Path.cwd() / "reptrans-data"
 
 
+def notebooks_root() -> Path:
+    """The folder of the notebooks: of the checkout, or else those that are installed with the package."""
+    return _home("notebooks", "notebooks")
+
+
+def parameters_root() -> Path:
+    """The folder of the parameters of the book's larger runs, likewise."""
+    return _home("book/parameters", "parameters")
+
+
+def _home(checkout: str, installed: str) -> Path:
+    here = (_CHECKOUT / "pyproject.toml").is_file()
+    return _CHECKOUT / checkout if here else Path(__file__).resolve().parent / installed
+
+
 def networks_root() -> Path:
     """The folder where `trained` keeps networks."""
     return data_root() / "networks"

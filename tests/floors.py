@@ -28,6 +28,7 @@ LEVELS = (
     "atlas classifier comparison",
     "runs",
     "sweeps",
+    "packaged",
     "__main__",
     "__init__",
 )

@@ -1,11 +1,13 @@
 """The command line and the public names."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 
 import reptrans
+from reptrans import packaged
 from reptrans.__main__ import main
 from reptrans.runs import Run
 
@@ -53,3 +55,65 @@ def test_the_runs_that_are_kept_are_listed_with_how_they_ended(capsys, tmp_path,
     assert lines[0].split() == ["run", "status", "started", "error"]
     assert any("first-" in line and "failed" in line and "KeyError: 'layer'" in line for line in lines)
     assert any("second-" in line and "running" in line for line in lines)
+
+
+NOTEBOOK = {"cells": [
+    {"cell_type": "markdown", "id": "a", "metadata": {}, "source": ["# A small question"]},
+    {"cell_type": "code", "id": "b", "metadata": {"tags": ["parameters"]}, "outputs": [], "execution_count": None,
+     "source": ["layer: str = 'bn1'\n", "seeds: int = 1"]},
+    {"cell_type": "code", "id": "c", "metadata": {}, "outputs": [], "execution_count": None,
+     "source": ["print(layer * seeds)\n", "assert layer != 'bn9', 'no such layer'"]},
+], "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+    "nbformat": 4, "nbformat_minor": 5}  # fmt: skip
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPTRANS_DATA", str(tmp_path / "data"))
+    path = tmp_path / "small.ipynb"
+    path.write_text(json.dumps(NOTEBOOK))
+    return path
+
+
+def test_a_notebook_is_run_and_its_place_is_said(small, capsys, tmp_path):
+    (tmp_path / "more.yaml").write_text("layer: bn2\nseeds: 3\n")
+    assert main(["run", str(small), "-f", str(tmp_path / "more.yaml"), "-p", "seeds", "2"]) == 0
+    assert "The executed notebook: data/runs/small.ipynb" in capsys.readouterr().out
+    done = json.loads((tmp_path / "data" / "runs" / "small.ipynb").read_text())
+    assert any("bn2bn2" in "".join(o.get("text", "")) for c in done["cells"] for o in c.get("outputs", []))
+
+
+def test_a_cell_that_fails_is_said_and_the_notebook_is_kept(small, capsys, tmp_path):
+    assert main(["run", str(small), "-p", "layer", "bn9"]) == 1
+    assert "AssertionError: no such layer" in capsys.readouterr().out
+    assert (tmp_path / "data" / "runs" / "small.ipynb").is_file()
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    (["stiching"], "there is no notebook 'stiching'. Did you mean 'stitching'"),
+    (["stitching", "-p", "layr", "bn3"], "the notebook has no parameter 'layr'. Did you mean "),
+    (["stitching", "-p", "seeds", "many"], "seeds = 'many': a whole number is needed"),
+    (["stitching", "-p", "layer", "bn1", "-p", "layer", "bn2"], "each parameter once"),
+    (["stitching", "-f", "stitching_cifar"], "there is no file 'stitching_cifar'. Did you mean "),
+])  # fmt: skip
+def test_what_is_wrong_is_said_before_a_kernel_starts(more, said, capsys, monkeypatch):
+    monkeypatch.setattr("papermill.execute_notebook", lambda *_, **__: pytest.fail("a kernel was started"))
+    assert main(["run", *more]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_working_copy_is_never_written_over(capsys, tmp_path):
+    assert main(["copy", "stitching", str(tmp_path)]) == 0
+    assert (tmp_path / "stitching.ipynb").read_bytes() == packaged.notebooks()["stitching"].read_bytes()
+    assert main(["copy", "stitching", str(tmp_path)]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_what_can_be_named_is_listed(capsys):
+    assert main(["notebooks"]) == main(["methods"]) == main(["measures"]) == 0
+    out = capsys.readouterr().out
+    assert "Can the end of one network read the front of another?" in out
+    assert "fitnets" in out and "debiased_cka" in out and "high is alike, from -1 to 1" in out
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"reptrans {reptrans.__version__}\n"

@@ -4,10 +4,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torchmetrics.detection import MeanAveragePrecision
 from torchvision.models.detection import FasterRCNN
 
-from reptrans.errors import BadValue
+from reptrans.errors import BadValue, NotAvailable
 from reptrans.training import evaluating
 
 
@@ -26,6 +25,16 @@ def detect(net: FasterRCNN, loader: Iterable) -> list[dict[str, Tensor]]:
     return found
 
 
+def precision_metric() -> type:
+    """torchmetrics' MeanAveragePrecision. Raises NotAvailable where it, or pycocotools, is not installed."""
+    try:
+        import pycocotools  # noqa: F401  what it computes with
+        from torchmetrics.detection import MeanAveragePrecision
+    except ImportError as error:
+        raise NotAvailable(f"{error.name} is not installed: pip install 'reptrans[detection]'.") from error
+    return MeanAveragePrecision
+
+
 def average_precision(net: FasterRCNN, loader: Iterable, overlap: float = 0.5) -> float:
     """Mean over classes of the area under precision over recall, in [0, 1]; a box counts from IoU `overlap` on.
 
@@ -35,7 +44,7 @@ def average_precision(net: FasterRCNN, loader: Iterable, overlap: float = 0.5) -
     """
     if not 0 < overlap <= 1:
         raise BadValue(f"overlap is {overlap}; an intersection over union lies above 0 and up to 1.")
-    metric = MeanAveragePrecision(iou_thresholds=[overlap], backend="pycocotools")
+    metric = precision_metric()(iou_thresholds=[overlap], backend="pycocotools")
     found = detect(net, loader)
     split = loader.split
     for position, one in enumerate(found):

@@ -13,7 +13,7 @@ from reptrans.detection.coco import coco_scenes
 from reptrans.detection.data import SceneLoader, Scenes
 from reptrans.detection.detectors import detector
 from reptrans.detection.digits import digit_scenes
-from reptrans.detection.evaluate import average_precision
+from reptrans.detection.evaluate import average_precision, precision_metric
 from reptrans.detection.train import METHODS, PLAIN, Efficient, Imitation, train_detector
 from reptrans.errors import BadData
 from reptrans.experiments.parameters import Count, Exact, NotNegative, Place, Positive, Tried, Weight
@@ -71,7 +71,8 @@ class DetectionRun(Tried, Place):
         return list(METHODS)
 
     def load(self) -> tuple[Scenes, Scenes, Scenes]:
-        """The scenes to train on, those for validation, and those to test on. Raises BadData, BadValue."""
+        """The scenes to train on, for validation, and to test on. Raises BadData, BadValue, NotAvailable."""
+        precision_metric()
         train, test = self._loaded()
         held = round(self.holdout if self.holdout >= 1 else self.holdout * len(train))
         return *train.divided(held), test

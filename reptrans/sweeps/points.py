@@ -44,7 +44,7 @@ def points(notebook: str | Path, grid: Grid | None = None, table: str | Path | N
     if (count := len(lines) * prod(map(len, grid.values()))) > MOST:
         raise BadValue(f"these are {count:,} runs or more; a sweep has {MOST:,} at most. Give fewer values.")
     combined = [line | dict(zip(grid, values, strict=True)) for line in lines for values in product(*grid.values())]
-    typed = [{name: _typed(name, value, known) for name, value in point.items()} for point in combined]
+    typed = [{name: typed(name, value, known) for name, value in point.items()} for point in combined]
     return list({repr(point): point for point in typed}.values())
 
 
@@ -102,7 +102,8 @@ def _lines(table: Path) -> list[Point]:
     return [{name: cell for name, cell in line.items() if cell != ""} for line in lines]
 
 
-def _typed(name: str, value: Any, known: Mapping[str, type | None]) -> Any:
+def typed(name: str, value: Any, known: Mapping[str, type | None]) -> Any:
+    """A text as a value of the parameter's type, see `points`; `known` as `declared` gives it."""
     if name not in known:
         raise UnknownName(f"the notebook has no parameter {name!r}. {suggest(name, known)}")
     kind = known[name]
