@@ -17,11 +17,11 @@ import importlib.util
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import torch
 
-import reptrans
 from reptrans import packaged, paths
 from reptrans.data import dataset_names
 from reptrans.errors import BadValue, NotAvailable, ReptransError
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="reptrans", description="Run notebooks, and see what can be named in them.")
-    parser.add_argument("--version", action="version", version=f"reptrans {reptrans.__version__}")
+    parser.add_argument("--version", action="version", version=f"reptrans {metadata.version('reptrans')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="a notebook with other parameters, executed")
     run.add_argument("notebook", help="its name, or the path of any notebook")

@@ -1,9 +1,11 @@
 """The command line and the public names."""
 
+import inspect
 import json
 import subprocess
 import sys
 
+import jedi
 import pytest
 
 import reptrans
@@ -117,3 +119,14 @@ def test_what_can_be_named_is_listed(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert capsys.readouterr().out == f"reptrans {reptrans.__version__}\n"
+
+
+@pytest.mark.parametrize("name", reptrans.__all__)
+def test_editors_see_every_public_name(name):
+    found = jedi.Script(f"import reptrans\nreptrans.{name}").infer(2, len(f"reptrans.{name}"))
+    assert found and found[0].name not in ("module", "__getattr__"), name
+    own = getattr(reptrans, name)
+    if inspect.isfunction(own) and not hasattr(own, "__wrapped__"):  # what a decorator made is more than it shows
+        shown = jedi.Script(f"import reptrans\nreptrans.{name}(").get_signatures()[0]
+        named = [p.name for p in inspect.signature(own).parameters.values() if p.kind != p.VAR_KEYWORD]
+        assert [p.name for p in shown.params][: len(named)] == named

@@ -151,6 +151,13 @@ def test_machine_paths_are_told_from_others(text, is_one):
 HEAVY = "IPython pydantic pandas sklearn scipy matplotlib seaborn captum papermill"
 
 
+def test_what_editors_see_is_what_there_is():
+    tree = ast.parse((MODULE / "__init__.py").read_text("utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {(node.module, alias.asname) for node in block.body for alias in node.names}
+    assert seen == {(home, name) for home, names in reptrans._HOMES.items() for name in names}
+
+
 def test_the_library_imports_torch_and_nothing_of_the_upper_floor():
     code = (
         f"import sys; from reptrans import Stitch, compare, METHODS\n"

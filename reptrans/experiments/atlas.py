@@ -29,22 +29,26 @@ from reptrans.tensorfiles import save_tensors
 _Run = TypeVar("_Run", bound=Parameters)
 
 
+# The usual one, and those that win where the answer is known, see Klabunde et al. 2025 and the notebook "grounded".
+WINNERS = "debiased_cka,distance_correlation,knn_jaccard,second_order_cosine,procrustes_angular"
+
+
 class AtlasRun(LayersCompared):
     """Pairs of networks A and B, the layers, and what is asked of each of them.
 
-    Networks, data, `layers`, `measures`, `fold`, `images`, `epochs` as in LayersCompared; `limit` also bounds the
-    images that stitches are fitted on. `test_images`: evenly spaced ones that accuracies are of; 0 takes all.
-    `student`, from `labelled` images of each class and for `student_epochs`: by `method` (with `options`, as in
-    DistillationRun, its published weights times `factor`) from one layer of A to the last of `student_layers`, and by
-    L2T-ww from all layers of A to all of these. `pictures`: evenly spaced test images, recovered from A's layers in
-    `steps` steps.
+    Networks, data, `layers`, `measures`, `fold`, `images`, `epochs` as in LayersCompared, but for `measures` of "",
+    which are WINNERS; `limit` also bounds the images that stitches are fitted on. `test_images`: evenly spaced ones
+    that accuracies are of; 0 takes all. `student`, from `labelled` images of each class and for `student_epochs`: by
+    `method` (with `options`, as in DistillationRun, its published weights times `factor`) from one layer of A to the
+    last of `student_layers`, and by L2T-ww from all layers of A to all of these. `pictures`: evenly spaced test images,
+    recovered from A's layers in `steps` steps.
     """
 
     image_size: int = Field(0, ge=0)
     front_model: str = "cnn3_w8"
     end_model: str = "cnn3_w8"
     layers: str = "conv1,relu1,pool1,conv2,relu2,pool2,conv3,relu3"
-    measures: str = "debiased_cka,cca_mean,linear_r2,procrustes_angular,rsa"
+    measures: str = Field("", validate_default=True)
     test_images: int = Field(0, ge=0)
     student: str = "cnn3_w4"
     student_layers: Names = "relu1,relu2,relu3"
@@ -56,6 +60,11 @@ class AtlasRun(LayersCompared):
     batch_size: int = Field(25, ge=2)
     pictures: int = Field(4, ge=1, le=1000)
     steps: int = Field(100, ge=1)
+
+    @field_validator("measures", mode="before")
+    @classmethod
+    def _or_the_winners(cls, text: str) -> str:
+        return WINNERS if text == "" else text
 
     @field_validator("method")
     @classmethod
