@@ -7,8 +7,8 @@ import pytest
 from reptrans.errors import BadValue, UnknownName
 from reptrans.experiments.chance import SIZES, ChanceRun, false_alarms, growth, with_size
 
-SMALL = {"measures": "linear_cka,mutual_knn,cca_mean", "features": "3,60", "repeats": 12, "side": 2, "noise_null": 39,
-         "models": "cnn3_w2,cnn3_w4,cnn5_w2,cnn5_w4", "images": 40, "layers": 3, "null": 20, "seeds": 3, "limit": 10,
+SMALL = {"measures": "linear_cka,mutual_knn,cca_mean", "features": "3,60", "repeats": 12, "side": 2, "noise_orders": 39,
+         "models": "cnn3_w2,cnn3_w4,cnn5_w2,cnn5_w4", "images": 40, "layers": 3, "orders": 20, "seeds": 3, "limit": 10,
          "train_epochs": 1}  # fmt: skip
 
 
@@ -54,8 +54,8 @@ def test_what_does_not_fit_is_refused():
     for change, error, message in (
         ({"models": "cnn3_w2,cnn3_w4"}, BadValue, "models are four names"),
         ({"features": "3,many"}, BadValue, "features are whole numbers from 1 on"),
-        ({"null": 0}, BadValue, "says nothing of chance"),
-        ({"noise_null": 10}, BadValue, "20 or more"),
+        ({"orders": 0}, BadValue, "says nothing of chance"),
+        ({"noise_orders": 10}, BadValue, "20 or more"),
         ({"measures": "cka"}, UnknownName, "no measure 'cka'"),
     ):
         with pytest.raises((error, ValueError), match=message):

@@ -44,7 +44,7 @@ def test_heat_maps_within_and_between(run):
         shown, how = headline(found, "debiased_cka")
         assert shown is found.effect and how["limits"] == (0, 1) and how["pale"].equals(found.p_searched > 0.05)
         assert (found.low <= found.value).all(axis=None) and (found.value <= found.high).all(axis=None)
-    plain = heat_maps(run[0].model_copy(update={"null": 0}), run[1])
+    plain = heat_maps(run[0].model_copy(update={"orders": 0}), run[1])
     assert [found.equals(maps[i].value) for i, found in enumerate(plain)] == [True, True]
     assert headline(plain[0], "debiased_cka")[1] == {"limits": (0, 1)}
     assert within.to_numpy().diagonal() == pytest.approx([1.0] * 3)

@@ -28,8 +28,8 @@ class ChanceRun(TrainingParameters):
     """Noise and networks, and the measures that are asked about them.
 
     Noise: maps of `side` x `side` layers of `examples` rows, one side of f features and the other of 2 f, for each f of
-    `features`; `repeats` of them, each with a null of `noise_null` orders. Networks: `models`, four names, in the order
-    of SIZES, `seeds` of each; seen by `images` test images, at `layers` evenly spaced layers, with a null of `null`.
+    `features`; `repeats` of them, each with a null of `noise_orders`. Networks: `models`, four names, in the order
+    of SIZES, `seeds` of each; seen by `images` test images, at `layers` evenly spaced layers, with a null of `orders`.
     """
 
     dtype: Exact = "auto"
@@ -41,14 +41,14 @@ class ChanceRun(TrainingParameters):
     features: str = "4,40,400"
     repeats: Thousand = 40
     side: int = Field(4, ge=1, le=50)
-    noise_null: int = 59
+    noise_orders: int = 59
     models: Names = "cnn3_w8,cnn3_w32,cnn5_w8,cnn5_w32"
     images: int = Field(60, ge=20)
     layers: int = Field(6, ge=2)
-    null: int = 200
+    orders: int = 200
     seeds: Thousand = Field(8, ge=3)
 
-    @field_validator("null", "noise_null")
+    @field_validator("orders", "noise_orders")
     @classmethod
     def _is_enough(cls, number: int) -> int:
         if not number:
@@ -106,7 +106,7 @@ def _noise_map(p: ChanceRun, measure: str, features: int, repeat: int) -> Calibr
         Features({str(i): torch.randn(p.examples, f, generator=g) for i in range(p.side)}, range(p.examples))
         for f in (features, 2 * features)
     )
-    return compare(a, b, measure=measure, null=p.noise_null, seed=repeat)
+    return compare(a, b, measure=measure, null=p.noise_orders, seed=repeat)
 
 
 def growth(p: ChanceRun, dataset: Dataset) -> pd.DataFrame:
@@ -124,7 +124,7 @@ def growth(p: ChanceRun, dataset: Dataset) -> pd.DataFrame:
         sides = [_seen(p, dataset, model, seed) for seed in range(p.seeds)]
         for seed, (a, b) in enumerate(zip(sides, sides[1:] + sides[:1], strict=True)):
             for measure in p.chosen:
-                found = compare(a, b, measure=measure, null=p.null).best
+                found = compare(a, b, measure=measure, null=p.orders).best
                 sign = 1 if MEASURES[measure].higher_is_better else -1
                 rows.append((size, seed, measure, sign * found["value"], sign * found["mean"], found["effect"]))
     return pd.DataFrame(rows, columns=["size", "seed", "measure", *VALUES])

@@ -79,17 +79,17 @@ class LayersCompared(TwoNetworks, Place, DatasetParameters):
 
     def stitching(self, layer: str) -> StitchingRun:
         """The same networks and data, to be stitched at `layer` by least squares, and trained if `epochs` says so."""
-        same = self.model_dump(exclude={"layers", "measures", "fold", "images", "null"})
+        same = self.model_dump(exclude={"layers", "measures", "fold", "images", "orders"})
         return StitchingRun(**same, layer=layer, direct="least squares", cka_images=self.images)
 
 
 class SimilarityRun(LayersCompared):
-    """See LayersCompared. `null`: orders of the examples that say what chance gives the heat map, 0 for none; as many
-    random halves give its intervals."""
+    """See LayersCompared. `orders`: of the examples, at random, that say what chance gives the heat map, 0 for none; as
+    many random halves give its intervals."""
 
-    null: int = Field(200, ge=0)
+    orders: int = Field(200, ge=0)
 
-    @field_validator("null")
+    @field_validator("orders")
     @classmethod
     def _is_enough(cls, number: int) -> int:
         check_null(number, 0)
@@ -126,13 +126,13 @@ def rehearse(p: LayersCompared, nets: list[nn.Module], loader: Loader, maps: boo
         noise = [torch.randn(rows, width, dtype=torch.float64, generator=g) for width in widths]
         for measure in names(p.measures):
             MEASURES[measure].function(*noise)
-    if maps and p.null:  # heat maps are of a SimilarityRun
-        refuse_few_orders(min(p.images, len(loader.split)), p.null)
+    if maps and p.orders:  # heat maps are of a SimilarityRun
+        refuse_few_orders(min(p.images, len(loader.split)), p.orders)
         refuse_few_halves(min(p.images, len(loader.split)))
     # What is said of these networks' own values, or of so few images, need not hold for the trained ones.
     if maps:
         with suppress(BadData):
-            compare(*nets, few, layers, layers, names(p.measures)[0], p.fold, null=min(p.null, 20))
+            compare(*nets, few, layers, layers, names(p.measures)[0], p.fold, null=min(p.orders, 20))
     for measure in names(p.measures):
         for name in layers:
             with suppress(BadData):
@@ -149,10 +149,10 @@ def _layers(p: LayersCompared, front_net: nn.Module, end_net: nn.Module, loader:
 
 def heat_maps(p: SimilarityRun, dataset: Dataset) -> tuple[Calibrated, Calibrated] | tuple[pd.DataFrame, pd.DataFrame]:
     """The first measure for all pairs of layers: within the first front network, and between the first pair; with what
-    chance gives if `p.null` asks for it."""
+    chance gives if `p.orders` asks for it."""
     _, front_net, end_net, layers, loader = next(each_pair(p, dataset, maps=True))
     measure = names(p.measures)[0]
-    null = {"null": p.null, "intervals": p.null if MEASURES[measure].needs != "grams" else 0}
+    null = {"null": p.orders, "intervals": p.orders if MEASURES[measure].needs != "grams" else 0}
     return tuple(compare(front_net, v, loader, layers, layers, measure, p.fold, **null) for v in (front_net, end_net))
 
 
