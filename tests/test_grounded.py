@@ -21,7 +21,7 @@ from reptrans.similarity import Features, compare
 from reptrans.similarity.grounding import conformity, correspondence, monotonicity, separation
 
 GROUPS = np.array(["a", "a", "b", "b", "b"])
-SMALL = {"seeds": 3, "train_epochs": 1, "image_size": 8, "dataset": "shapes:shape:difficulty=0:images=60",
+SMALL = {"seeds": 3, "train_epochs": 1, "image_size": 8, "dataset": "shapes:shape:difficulty=0:images=60", "limit": 0,
          "noise_levels": "0,1", "cues": "0,1", "images": 60, "layers": 4,
          "contestants": 'rsa,mutual_knn,"stitch, least squares",same answers,same errors'}  # fmt: skip
 
