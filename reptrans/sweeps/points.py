@@ -44,8 +44,8 @@ def points(notebook: str | Path, grid: Grid | None = None, table: str | Path | N
     if (count := len(lines) * prod(map(len, grid.values()))) > MOST:
         raise BadValue(f"these are {count:,} runs or more; a sweep has {MOST:,} at most. Give fewer values.")
     combined = [line | dict(zip(grid, values, strict=True)) for line in lines for values in product(*grid.values())]
-    typed = [{name: typed(name, value, known) for name, value in point.items()} for point in combined]
-    return list({repr(point): point for point in typed}.values())
+    found = [{name: typed(name, value, known) for name, value in point.items()} for point in combined]
+    return list({repr(point): point for point in found}.values())
 
 
 def declared(notebook: str | Path) -> dict[str, type | None]:
