@@ -168,7 +168,6 @@ WRONG = [
     (INVARIANCES, {"start": "nothing"}, "noise"),
     (ATLAS, {"layers": "conv1,relu1,conv2,nope"}, "'nope'"),
     (ATLAS, {"layers": "conv1,relu1,conv2,conv2"}, "twice"),
-    (ATLAS, {"measures": ""}, "no name"),
     (ATLAS, {"student_layers": "relu1,nope"}, "'nope'"),
     (ATLAS, {"student_layers": ""}, "no name"),
     (ATLAS, {"options": "sp.weight=-1"}, "from 0"),
