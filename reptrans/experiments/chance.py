@@ -34,9 +34,7 @@ class ChanceRun(TrainingParameters):
 
     dtype: Exact = "auto"
     image_size: int = Field(0, ge=0)
-    measures: named(lambda: MEASURES, "measure") = (
-        "linear_cka,debiased_cka,rsa,distance_correlation,mutual_knn,knn_jaccard"
-    )
+    measures: named(lambda: MEASURES, "measure") = _USUAL
     examples: int = Field(40, ge=20)
     features: str = "4,40,400"
     repeats: Thousand = 40
