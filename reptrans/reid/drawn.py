@@ -1,4 +1,4 @@
-"""Generated people: stick figures; colours and proportions say who it is, joints say how she stands."""
+"""Generated people: stick figures; colours and proportions are the identity, joints are the pose."""
 
 import math
 

@@ -233,7 +233,7 @@ def _descend(optimiser: torch.optim.Optimizer, loss: Tensor, stage: Stage) -> No
 
 
 def noise_for(generator: Generator, batch: PairBatch, draws: torch.Generator) -> Tensor:
-    """Normal noise (2b, z), the same for the two of each pair; drawn on the CPU, so alike on every device."""
+    """Normal noise (2b, z), the same for the two of each pair; drawn on the CPU, so the same on every device."""
     noise = torch.randn(len(batch.same), generator.noise, generator=draws, dtype=torch.float64)
     return noise.to(batch.sources).repeat(2, 1)
 

@@ -17,7 +17,7 @@ from reptrans.similarity.checks import numbers, tensor_of
 
 
 def disagreement(a: Tensor, b: Tensor) -> float:
-    """Share of examples with different answers, in [0, 1], 0 = alike; at least the difference of the accuracies."""
+    """Share of examples with different answers, in [0, 1], 0 = similar; at least the difference of the accuracies."""
     a, b = _answers([a, b])
     return _mean(a != b)
 
@@ -89,7 +89,7 @@ def cohen_kappa(a: Tensor, b: Tensor) -> float:
 
 
 def error_ratio(a: Tensor, b: Tensor, labels: Tensor) -> float:
-    """Of the examples both have wrong: differently wrong / same wrong, in [0, ∞], high = unlike.
+    """Of the examples both have wrong: differently wrong / same wrong, in [0, ∞], high = dissimilar.
 
     ∞ if they never give the same wrong answer, NaN if no example is wrong for both. Source: Aksela 2003.
     """
@@ -102,7 +102,7 @@ def error_ratio(a: Tensor, b: Tensor, labels: Tensor) -> float:
 def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
     """Mean Jensen-Shannon divergence of probabilities p, q (n, k), in bits: H((p+q)/2) - (H(p) + H(q)) / 2.
 
-    Range [0, 1], 0 = alike. Probabilities of 0 add nothing. Differentiable inside.
+    Range [0, 1], 0 = similar. Probabilities of 0 add nothing. Differentiable inside.
     Raises ShapeMismatch; BadData if rows are no probabilities: give softmax(logits).
     """
     p, q = numbers(p, "p"), numbers(q, "q")

@@ -137,7 +137,7 @@ class PairMoments(Pair):
 
     @property
     def linear_cka(self) -> Tensor:
-        """Linear CKA ‖xy‖² / (‖xx‖ ‖yy‖) of the channels, in [0, 1], 1 = alike (Kornblith et al. 2019, biased)."""
+        """Linear CKA ‖xy‖² / (‖xx‖ ‖yy‖) of the channels, in [0, 1], 1 = similar (Kornblith et al. 2019, biased)."""
         return self.xy.square().sum((-2, -1)) / (self.xx.norm() * self.yy.norm())
 
     @property
