@@ -287,7 +287,7 @@ def _groups(p: GroundedRun, test: str) -> Iterator[tuple[str, GroundedRun, Datas
 
 
 def with_noise(dataset: Dataset, share: float) -> Dataset:
-    """The data set with this share of every class's training labels drawn again, the same for every network.
+    """The data set with this share of its training labels drawn again, uniformly, the same for every network.
 
     A label that is drawn may be the true one.
     """

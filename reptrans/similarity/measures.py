@@ -93,6 +93,6 @@ MEASURES: dict[str, Measure] = {
 }
 
 
-def find(name: str) -> Measure:
-    """The record of a measure; UnknownName otherwise."""
-    return choose(name, MEASURES, "there is no measure {}")
+def find(measure: str | Measure) -> Measure:
+    """The record of a measure, by its name or itself; UnknownName otherwise."""
+    return measure if isinstance(measure, Measure) else choose(measure, MEASURES, "there is no measure {}")

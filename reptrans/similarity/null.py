@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from reptrans.errors import BadData, BadValue
-from reptrans.similarity.checks import LEAST
+from reptrans.similarity.checks import LEAST, refuse_memory
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from reptrans.similarity.measures import Measure
 
-FEWEST = 20  # orders: with fewer, no value is beyond chance at 5 %
+FEWEST, MOST = 20, 100_000  # orders: with fewer, no value is beyond chance at 5 %; more say nothing new
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class Calibrated:
 
 def orders(examples: int, number: int, generator: torch.Generator) -> Tensor:
     """(number, examples): orders of the examples, drawn at random."""
+    refuse_memory(8 * number * examples, f"{number} orders of {examples} examples", "Give fewer of either.")
     drawn = [torch.randperm(examples, generator=generator) for _ in range(number)]
     return torch.stack(drawn) if drawn else torch.empty(0, examples, dtype=torch.long)
 
@@ -81,8 +82,10 @@ def orders(examples: int, number: int, generator: torch.Generator) -> Tensor:
 def check_null(null: int, intervals: int) -> None:
     """Raise BadValue for numbers of orders and of halves that are none, or too few to say anything."""
     for name, number in (("null", null), ("intervals", intervals)):
-        if isinstance(number, bool) or not isinstance(number, int) or not (number == 0 or number >= FEWEST):
-            raise BadValue(f"{name} is a number of random orders, {FEWEST} or more, or 0 for none; given {number!r}.")
+        if isinstance(number, bool) or not isinstance(number, int) or not (number == 0 or FEWEST <= number <= MOST):
+            raise BadValue(
+                f"{name} is a number of random orders from {FEWEST} to {MOST:,}, or 0 for none; given {number!r}."
+            )
 
 
 def refuse_few_orders(examples: int, number: int) -> None:
