@@ -15,6 +15,7 @@ from reptrans.inputs.image import Fourier, Pixels, check_images
 from reptrans.inputs.objective import Objective
 from reptrans.inputs.prior import Projection, Term, Transform, total_variation
 from reptrans.inputs.recovery import input_errors, mse, outside
+from reptrans.randomness import generator_of
 from reptrans.training.evaluation import keeping_random_state
 from reptrans.training.rounding import round_to_single
 
@@ -100,7 +101,7 @@ class _Descent:
         self.objective, self.image, self.prior, self.portable = objective, image, prior, portable
         self.transforms, self.projection = transforms, projection
         self.reference = None if reference is None else reference.to(image.values)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = generator_of(seed)
         self.alive = torch.ones(len(image.values), dtype=torch.bool, device=image.values.device)
         self.ended = torch.zeros_like(self.alive, dtype=torch.int64)
         self.kept, self.trace = image.values.detach().clone(), []

@@ -13,7 +13,7 @@ from reptrans.distillation.methods import fd_gan
 from reptrans.errors import BadValue
 from reptrans.layers.network import keeping_modes
 from reptrans.progress import progress
-from reptrans.randomness import drawing
+from reptrans.randomness import drawing, generator_of
 from reptrans.reid.architectures import Generator, IdentityDiscriminator, PatchDiscriminator, Siamese
 from reptrans.reid.loading import PairBatch, Pairs
 from reptrans.training import Plan, accuracy, evaluating, fit
@@ -244,7 +244,7 @@ def generated(parts: Parts, pairs: Pairs, count: int = 8, seed: int = 0) -> dict
     "pose" is the brightest of the joints' maps, as grey. All in eval mode; `seed` of the noise.
     """
     batch = next(iter(pairs))
-    noise = noise_for(parts.generator, batch, torch.Generator().manual_seed(seed))
+    noise = noise_for(parts.generator, batch, generator_of(seed))
     with evaluating(*parts), torch.no_grad():
         fakes = parts.generator(batch.maps, parts.siamese.encoder(batch.sources), noise)
     shown = {"source": batch.sources, "pose": 2 * batch.maps.amax(1, keepdim=True).expand_as(fakes) - 1}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from reptrans.errors import BadData, BadValue, ShapeMismatch
+from reptrans.randomness import checked_seed
 from reptrans.similarity.checks import numbers, tensor_of
 
 
@@ -57,7 +58,7 @@ def error_consistency_interval(
     if not 0 < level < 1:
         raise BadValue(f"level lies between 0 and 1; given {level}.")
     kinds, counts = _kinds(a, b, labels)
-    drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), resamples)
+    drawn = np.random.default_rng(checked_seed(seed)).multinomial(counts.sum(), counts / counts.sum(), resamples)
     kappas = _kappa(drawn @ kinds)
     kappas = kappas[~np.isnan(kappas)]
     tails = (1 - level) / 2, (1 + level) / 2

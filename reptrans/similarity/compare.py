@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reptrans.errors import BadData, BadValue, LayerNotFound, ShapeMismatch, check_whole, choose
+from reptrans.errors import BadData, BadValue, LayerNotFound, ShapeMismatch, choose
 from reptrans.layers import channel_axes, cuttable_layers, front
 from reptrans.layers.network import first_examples, unwrap
+from reptrans.randomness import generator_of
 from reptrans.similarity.checks import checked, largest_of
 from reptrans.similarity.fold import check_fold, fold, laid_out, token_mask, without_padding
 from reptrans.similarity.grams import join_small
@@ -128,10 +129,9 @@ def calibrate(
 def _keeper(measure: str | Measure, how: str, options: dict, null: int, intervals: int, seed: int) -> Kept:
     """What keeps for this measure what it needs, and for its null and its intervals. Raises UnknownName, BadValue."""
     check_null(null, intervals)
-    check_whole("seed", seed, 0)
     if intervals and not null:
         raise BadValue("intervals stand beside a null; give null=200 say.")
-    generator, found = torch.Generator().manual_seed(seed), find(measure)
+    generator, found = generator_of(seed), find(measure)
     return KEEPERS[found.needs](found.name, how, options, bool(null), shuffles=null, generator=generator)
 
 

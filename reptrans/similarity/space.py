@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reptrans.errors import BadData, BadValue, ShapeMismatch, choose
+from reptrans.randomness import generator_of
 from reptrans.similarity import rsa
 from reptrans.training import evaluating
 from reptrans.training.batches import answers_of, checked_network
@@ -78,7 +79,7 @@ def permutation_baseline(x: Tensor, y: Tensor, permutations: int = 1000, seed: i
 
     Its mean over all permutations is k / (classes - 1), whatever the tables.
     """
-    generator, found = torch.Generator().manual_seed(seed), []
+    generator, found = generator_of(seed), []
     for _ in range(permutations):
         name = torch.randperm(len(y), generator=generator).to(y.device)
         renamed = torch.empty_like(y)
