@@ -70,6 +70,8 @@ def noise(
     Defaults: those of Badger's scripts, where the second number of N(0.7, 1/20) is a standard deviation too.
     """
     check_whole("count", count, 1)
+    for size in shape:
+        check_whole("a size of the images", size, 1)
     if not std >= 0:
         raise BadValue(f"std is {std}; it must be 0 or above.")
     seeds = range(checked_seed(seed), seed + count)

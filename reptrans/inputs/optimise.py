@@ -73,6 +73,7 @@ def optimise_input(
     finite loss.
     Source: Mahendran & Vedaldi (2015); Badger's input generation (blog, 2021), whose constants `like_source` gives.
     """
+    _check_kinds(objective, image, prior)
     check_whole("steps", steps, 0)
     check_whole("points", points, 0)
     if not callable(lr) and not 0 < lr < math.inf:
@@ -191,6 +192,18 @@ def _rate(lr: float | Callable[[float], float], progress: float) -> float:
 
 
 @torch.no_grad()
+def _check_kinds(objective: object, image: object, prior: object) -> None:
+    if not isinstance(objective, Objective):
+        raise BadValue(
+            f"the objective is a {type(objective).__name__}; give class_logit(…), match(…), or, of a function of "
+            "images that gives their losses (n,), Objective(function, (network,))."
+        )
+    if not isinstance(image, (Pixels, Fourier)):
+        raise BadValue(f"the image is a {type(image).__name__}; give Pixels(images) or Fourier(images), which move it.")
+    if not (isinstance(prior, Sequence) and all(map(callable, prior))):
+        raise BadValue(f"prior is {prior!r}; it is a list of terms such as total_variation(0.1), or () for none.")
+
+
 def _check_start(objective: Objective, image: Pixels | Fourier, reference: Tensor | None) -> None:
     images = image()
     losses = objective(images)
