@@ -24,7 +24,6 @@ from reptrans.inputs.recovery import (
     triviality,
     uniqueness_spread,
 )
-from reptrans.moved import moved
 
 __all__ = [
     "FastFront",
@@ -63,7 +62,3 @@ __all__ = [
     "uniqueness_spread",
     "weighted",
 ]
-
-
-def __getattr__(name: str) -> object:
-    return moved(__name__, name)

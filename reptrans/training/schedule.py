@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from reptrans.errors import BadValue, check_whole, choose
+from reptrans.errors import BadValue, check_whole, choose, own_arguments
 
 OPTIMISERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("steps", "one_cycle", "cosine", "constant", "milestones")
@@ -25,6 +25,7 @@ _NUMBERS = {
 }
 
 
+@own_arguments
 @dataclass(frozen=True)
 class Plan:
     """All that decides how parameters move, apart from the objective and the data.

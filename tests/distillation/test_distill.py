@@ -428,7 +428,7 @@ def test_a_method_of_another_name_is_met_by_near_ones():
     with pytest.raises(UnknownName) as caught:
         METHODS["KD"]
     message = str(caught.value)
-    assert message.startswith("there is no method of distillation 'KD'. Did you mean 'dkd' or 'kd' or 'rkd'")
+    assert message.startswith("there is no method of distillation 'KD'. Did you mean 'kd'")
     assert message.endswith(", ".join(METHODS))
     with pytest.raises(UnknownName, match="Did you mean 'fitnets'?"):
         METHODS["fitnet"]

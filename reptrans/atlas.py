@@ -1,3 +1,0 @@
-"""An old address of `reptrans.experiments.atlas`."""
-
-from reptrans.experiments.atlas import *  # noqa: F403

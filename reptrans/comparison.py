@@ -1,3 +1,0 @@
-"""An old address of `reptrans.experiments.similarity`."""
-
-from reptrans.experiments.similarity import *  # noqa: F403
