@@ -25,6 +25,7 @@ LEVELS = (
     "detection reid",
     "notebook",
     "experiments",
+    "shortcuts",
     "runs",
     "sweeps",
     "packaged",
