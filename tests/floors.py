@@ -26,6 +26,7 @@ LEVELS = (
     "notebook",
     "experiments",
     "atlas classifier comparison",
+    "shortcuts",
     "runs",
     "sweeps",
     "packaged",

@@ -52,7 +52,7 @@ def test_every_problem_is_listed(shell):
         "4 parameters are not as the notebook needs:\n"
         "  layr = 'bn2': there is no such parameter. Did you mean 'layer' or 'layers'? "
         "Possible: layer, steps, rate, layers\n"
-        "  layer = 'bn9': Input should be 'bn1' or 'bn2'\n"
+        "  layer = 'bn9': Did you mean 'bn1' or 'bn2'? Input should be 'bn1' or 'bn2'\n"
         "  steps = 0: Input should be greater than 0\n"
         "  rate = 'fast': Input should be a valid number\n"
         "papermill --help-notebook explains every parameter"
@@ -98,7 +98,7 @@ def test_a_field_without_value_and_a_rule_between_fields(shell):
 
     with pytest.raises(BadValue) as caught:
         parameters(Needed)
-    assert "  data: not set. Give it a value in the notebook's cell of parameters\n" in str(caught.value)
+    assert "  data: not set. Give it a value\n" in str(caught.value)
     run(shell, "rate = 2.0")
     with pytest.raises(BadValue) as caught:
         parameters(Rule)

@@ -39,7 +39,7 @@ WRONG = {
     "one vector": (lambda: with_task_vectors(NET, task_vector(NET, OTHER)), BadValue, "vectors is a list"),
     "a class of text": (lambda: class_logit(NET, "cat"), BadValue, "classes are whole numbers.*given 'cat'"),
     "a function": (lambda: optimise_input(NET, Pixels(IMAGES)), BadValue, "the objective is a .*; give class_logit"),
-    "images unwrapped": (lambda: optimise_input(LOGIT, IMAGES), BadValue, "the image is a Tensor; give Pixels"),
+    "an image by name": (lambda: optimise_input(LOGIT, "cat"), BadValue, "the image is a str; give Pixels"),
     "a number as prior": (lambda: optimise_input(LOGIT, Pixels(IMAGES), prior=3), BadValue, "prior is 3; it is a list"),
     "a shape of text": (lambda: noise(2, "ab"), BadValue, "a size of the images is 'a'"),
     "a size below 0": (lambda: noise(2, (1, -2, 2)), BadValue, "a size of the images is -2"),

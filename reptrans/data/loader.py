@@ -10,7 +10,7 @@ from torch import Tensor
 from reptrans.data import augment as augmentation
 from reptrans.data.split import Split
 from reptrans.data.streamed import Streamed, read_ahead
-from reptrans.errors import BadValue, ShapeMismatch, check_whole
+from reptrans.errors import BadValue, ShapeMismatch, check_whole, own_arguments
 from reptrans.randomness import checked_seed
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -24,6 +24,7 @@ class Batch(NamedTuple):
     index: Tensor
 
 
+@own_arguments
 class Loader:
     """Iterates over the Batches of a split.
 

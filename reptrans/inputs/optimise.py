@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from reptrans.errors import BadValue, Diverged, ShapeMismatch, check_whole
+from reptrans.errors import BadValue, Diverged, ShapeMismatch, check_whole, own_arguments
 from reptrans.inputs.fronts import frozen
 from reptrans.inputs.image import Fourier, Pixels, check_images
 from reptrans.inputs.objective import Objective
@@ -37,9 +37,10 @@ class Inversion:
     trace: pd.DataFrame
 
 
+@own_arguments
 def optimise_input(
     objective: Objective,
-    image: Pixels | Fourier,
+    image: Pixels | Fourier | Tensor,
     *,
     prior: Sequence[Term] = DEFAULT_PRIOR,
     transforms: Sequence[Transform] = (),
@@ -68,11 +69,12 @@ def optimise_input(
     An image whose loss or gradient becomes NaN or infinite stays at the last one for which they were finite, its row
     says so, and a RuntimeWarning is given; the others go on. The objective's networks run frozen, in eval mode;
     parameters, what requires gradients, modes and the global random state are afterwards as they were. `image` is
-    moved.
+    moved; of a tensor, Pixels of it are.
     Raises ShapeMismatch for images that the objective cannot take, BadValue, and Diverged where the start itself has no
     finite loss.
     Source: Mahendran & Vedaldi (2015); Badger's input generation (blog, 2021), whose constants `like_source` gives.
     """
+    image = Pixels(image) if isinstance(image, Tensor) else image
     _check_kinds(objective, image, prior)
     check_whole("steps", steps, 0)
     check_whole("points", points, 0)

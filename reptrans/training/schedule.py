@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from reptrans.errors import BadValue, check_whole, choose
+from reptrans.errors import BadValue, check_whole, choose, own_arguments
 from reptrans.randomness import checked_seed
 
 OPTIMISERS = ("sgd", "adam", "adamw")
@@ -26,6 +26,7 @@ _NUMBERS = {
 }
 
 
+@own_arguments
 @dataclass(frozen=True)
 class Plan:
     """All that decides how parameters move, apart from the objective and the data.
