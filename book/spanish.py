@@ -1,0 +1,80 @@
+"""The Spanish edition of the part on distillation: the pages of _toc_es.yml with the sentences of book/locale.
+
+python book/spanish.py             builds it into _build/html/es, beside the English book
+python book/spanish.py catalogue   brings the catalogue up to the pages: new sentences in, old ones out
+"""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import yaml
+from babel.messages.pofile import read_po, write_po
+
+ROOT = Path(__file__).resolve().parent.parent
+CATALOGUE = ROOT / "book" / "locale" / "es" / "LC_MESSAGES" / "distillation.po"
+GETTEXT = {
+    "language": "es",
+    "locale_dirs": ["book/locale"],
+    "gettext_compact": "distillation",
+    "gettext_location": False,
+    "gettext_uuid": False,
+}
+
+
+def configuration() -> dict:
+    """The book's own, in Spanish."""
+    config = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))
+    config["sphinx"]["config"] |= GETTEXT
+    local = config["sphinx"]["local_extensions"]
+    config["sphinx"]["local_extensions"] = {name: str(ROOT / folder) for name, folder in local.items()}
+    return config
+
+
+def build(output: Path, *options: str) -> None:
+    """The edition below `output`/_build, as strictly as the book; `options` are those of jupyter-book."""
+    config = output / "_config.yml"
+    config.write_text(yaml.safe_dump(configuration(), allow_unicode=True), "utf-8")
+    command = [Path(sysconfig.get_path("scripts")) / "jupyter-book", "build", ROOT, "--config", config,
+               "--toc", ROOT / "book" / "_toc_es.yml", "--path-output", output, "-W", "-n", "--keep-going"]  # fmt: skip
+    subprocess.run([*command, *options], check=True)
+
+
+def publish(site: Path) -> None:
+    """The edition as the folder es of the built book `site`."""
+    with tempfile.TemporaryDirectory() as folder:
+        build(Path(folder))
+        shutil.rmtree(site / "es", ignore_errors=True)
+        shutil.copytree(Path(folder) / "_build" / "html", site / "es")
+
+
+def template() -> bytes:
+    """All sentences of the pages, without translations, as a catalogue."""
+    with tempfile.TemporaryDirectory() as folder:
+        build(Path(folder), "--builder", "custom", "--custom-builder", "gettext")
+        return (Path(folder) / "_build" / "gettext" / "distillation.pot").read_bytes()
+
+
+def renew() -> None:
+    """The catalogue with the sentences that the pages have now; translations of those that stayed stay too."""
+    from io import BytesIO
+
+    new = read_po(BytesIO(template()))
+    old = read_po(CATALOGUE.open("rb"), "es") if CATALOGUE.exists() else {}
+    for message in new:
+        if message.id and message.id in old:
+            message.string = old[message.id].string
+    new.locale, new.project, new.version = "es", "reptrans", "1"
+    CATALOGUE.parent.mkdir(parents=True, exist_ok=True)
+    with CATALOGUE.open("wb") as file:
+        write_po(file, new, width=118, omit_header=False)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["catalogue"]:
+        renew()
+    else:
+        publish(Path(sys.argv[1]) if sys.argv[1:] else ROOT / "_build" / "html")
