@@ -4,6 +4,8 @@ python book/spanish.py             builds it into _build/html/es, beside the Eng
 python book/spanish.py catalogue   brings the catalogue up to the pages: new sentences in, old ones out
 """
 
+import filecmp
+import re
 import shutil
 import subprocess
 import sys
@@ -49,6 +51,28 @@ def publish(site: Path) -> None:
         build(Path(folder))
         shutil.rmtree(site / "es", ignore_errors=True)
         shutil.copytree(Path(folder) / "_build" / "html", site / "es")
+    share(site / "_static", site / "es" / "_static")
+
+
+def share(static: Path, own: Path) -> None:
+    """Pages below the parent of `own` take what is the same in both folders, nearly all, from `static`."""
+    same = [path.relative_to(own) for path in own.rglob("*") if path.is_file() and _same(path, static, own)]
+    for path in same:
+        (own / path).unlink()
+    names = {path.as_posix() for path in same}
+    for page in own.parent.rglob("*.html"):
+        text = page.read_text("utf-8")
+        found = re.sub(r'(?<=["(])((?:\.\./)*)_static/([^"?)]+)', lambda m: _shared(m, names), text)
+        page.write_text(found, "utf-8")
+
+
+def _same(path: Path, static: Path, own: Path) -> bool:
+    there = static / path.relative_to(own)
+    return there.is_file() and filecmp.cmp(path, there, shallow=False)
+
+
+def _shared(match: re.Match, names: set[str]) -> str:
+    return f"../{match[0]}" if match[2] in names else match[0]
 
 
 def template() -> bytes:

@@ -29,7 +29,8 @@ class WithoutWords(SphinxTransform):
     default_priority = 8  # before sentences are collected and replaced
 
     def apply(self) -> None:
-        for node in self.document.findall(nodes.TextElement):
+        blocks = (node for node in self.document.findall(nodes.TextElement) if not isinstance(node, nodes.Inline))
+        for node in blocks:
             words = re.sub(r"\$[^$]*\$|`[^`]*`|\{[^}]*\}|\]\([^)]*\)", "", node.rawsource)
             if isinstance(node, nodes.math_block) or not re.search(r"[^\W\d_]{2}", words):
                 node["translatable"] = False

@@ -5,6 +5,7 @@ Transforms, taps, distances and stages are read from the methods, gains and verd
 """
 
 import re
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
@@ -41,9 +42,8 @@ NAMES = {
 }  # fmt: skip
 OVER = {"plain": "labels alone", "kd": "KD"}
 SETS = {ALL: "digits", CIFAR: "CIFAR-10", DETECTION: "digits in scenes (AP)", REID: "stick figures (mAP)"}
-HEADER = ("entry", "method", "teacher transform", "student transform", "position", "distance", "what is lost",
-          "stages", "gain", "over", "verdict")  # fmt: skip
-WORDS = {"teacher transform", "student transform", "position", "distance", "what is lost", "stages", "over", "verdict"}
+WORDS = ("over", "verdict", "position", "teacher transform", "student transform", "distance", "what is lost", "stages")
+HEADER = ("entry", "method", "gain", *WORDS)
 
 
 @cache
@@ -206,7 +206,7 @@ def as_table(header: list[str], rows: list[list[str]]) -> list[str]:
 class Generated(SphinxDirective):
     """A directive that writes Markdown."""
 
-    def parsed(self, lines: list[str], words: set[str] | None = None) -> list[nodes.Node]:
+    def parsed(self, lines: list[str], words: Collection[str] | None = None) -> list[nodes.Node]:
         """The nodes of these lines; of a table, cells below a header that is not in `words` stay as they are in every
         language."""
         holder = nodes.container()
@@ -230,9 +230,10 @@ class Taxonomy(Generated):
         rows = [[line(name)[title] for title in HEADER] for name in entries()]
         table, *_ = self.parsed(as_table(list(HEADER), rows), WORDS)
         table["classes"] += ["taxonomy"]
-        box = nodes.container("", table, classes=["taxonomy-box"])
-        box["is_div"] = True
-        return [box]
+        hint = self.parsed(["The table is wider than the page: scroll it sideways. →"], set())
+        for paragraph in hint:
+            paragraph["classes"] += ["taxonomy-hint"]
+        return [*hint, nodes.container("", table, is_div=True, classes=["taxonomy-box"])]
 
 
 class Looks(Generated):
