@@ -211,9 +211,9 @@ class Generated(SphinxDirective):
         language."""
         holder = nodes.container()
         self.state.nested_parse(StringList(lines, self.env.doc2path(self.env.docname)), 0, holder)
-        if words is None:
-            for paragraph in holder.findall(nodes.paragraph):
-                paragraph["translatable"] = False
+        for paragraph in holder.findall(nodes.paragraph):
+            paragraph.source, paragraph.line = self.get_source_info()
+            paragraph["translatable"] = words is not None
         for row in holder.findall(nodes.row):
             if isinstance(row.parent, nodes.tbody):
                 header = [entry.astext() for entry in row.parent.parent.next_node(nodes.thead).findall(nodes.entry)]
