@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 import yaml
+from babel.messages import Catalog
 from babel.messages.pofile import read_po, write_po
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,26 +76,27 @@ def _shared(match: re.Match, names: set[str]) -> str:
     return f"../{match[0]}" if match[2] in names else match[0]
 
 
-def template() -> bytes:
-    """All sentences of the pages, without translations, as a catalogue."""
+def sentences() -> list[str]:
+    """All that the pages have to be translated, in their order."""
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder), "--builder", "custom", "--custom-builder", "gettext")
-        return (Path(folder) / "_build" / "gettext" / "distillation.pot").read_bytes()
+        found = catalogue(Path(folder) / "_build" / "gettext" / "distillation.pot")
+    return [message.id for message in found if message.id]
+
+
+def catalogue(path: Path = CATALOGUE) -> Catalog:
+    with path.open("rb") as file:
+        return read_po(file, "es")
 
 
 def renew() -> None:
     """The catalogue with the sentences that the pages have now; translations of those that stayed stay too."""
-    from io import BytesIO
-
-    new = read_po(BytesIO(template()))
-    old = read_po(CATALOGUE.open("rb"), "es") if CATALOGUE.exists() else {}
-    for message in new:
-        if message.id and message.id in old:
-            message.string = old[message.id].string
-    new.locale, new.project, new.version = "es", "reptrans", "1"
-    CATALOGUE.parent.mkdir(parents=True, exist_ok=True)
+    old = catalogue()
+    new = Catalog("es", header_comment="# The part on distillation in Spanish.", fuzzy=False)
+    for sentence in sentences():
+        new.add(sentence, old[sentence].string if sentence in old else "")
     with CATALOGUE.open("wb") as file:
-        write_po(file, new, width=118, omit_header=False)
+        write_po(file, new, width=118)
 
 
 if __name__ == "__main__":
