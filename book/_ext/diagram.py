@@ -99,7 +99,7 @@ class Drawing:
                 self.shapes.append(("rect", "connector", x - 7, y - 7, 14, 14))
         middle = (x1 + x2) / 2, (y1 + y2) / 2
         if text:
-            self.text(middle[0], middle[1] - abs(y2 - y1) / 4 - (18 if stages else 10), text, "distance")
+            self.text(middle[0], middle[1] - abs(y2 - y1) / 4 - (19 if stages else 13), text, "distance")
         if stages:
             self.number(*middle, stages)
 

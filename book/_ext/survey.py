@@ -228,7 +228,7 @@ class Taxonomy(Generated):
 
     def run(self) -> list[nodes.Node]:
         rows = [[line(name)[title] for title in HEADER] for name in entries()]
-        table, *_ = self.parsed(as_table(list(HEADER), rows), WORDS)
+        table, *_ = self.parsed(as_table(list(HEADER), rows), {"method", *WORDS})
         table["classes"] += ["taxonomy"]
         hint = self.parsed(["The table is wider than the page: scroll it sideways. →"], set())
         for paragraph in hint:
@@ -273,7 +273,7 @@ class Verdicts(Generated):
         rows = [self.row(*map(str.strip, text.split("|"))) for text in self.content]
         if self.config.language == "es":
             header, rows = _without(2, header, rows)
-        return self.parsed(as_table(header, rows), {"translated", "over", "verdict"})
+        return self.parsed(as_table(header, rows), {"method", "translated", "over", "verdict"})
 
     def row(self, name: str, words: str, translation: str) -> list[str]:
         told = line(name)
