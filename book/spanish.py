@@ -5,12 +5,14 @@ python book/spanish.py catalogue   brings the catalogue up to the pages: new sen
 """
 
 import filecmp
+import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -32,6 +34,8 @@ def configuration() -> dict:
     """The book's own, in Spanish."""
     config = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))
     config["sphinx"]["config"] |= GETTEXT
+    if "baseurl" in config["html"]:
+        config["html"]["baseurl"] += "es/"
     local = config["sphinx"]["local_extensions"]
     config["sphinx"]["local_extensions"] = {name: str(ROOT / folder) for name, folder in local.items()}
     return config
@@ -52,19 +56,17 @@ def publish(site: Path) -> None:
         build(Path(folder))
         shutil.rmtree(site / "es", ignore_errors=True)
         shutil.copytree(Path(folder) / "_build" / "html", site / "es")
-    share(site / "_static", site / "es" / "_static")
+    share(site)
 
 
-def share(static: Path, own: Path) -> None:
-    """Pages below the parent of `own` take what is the same in both folders, nearly all, from `static`."""
-    same = [path.relative_to(own) for path in own.rglob("*") if path.is_file() and _same(path, static, own)]
-    for path in same:
-        (own / path).unlink()
-    names = {path.as_posix() for path in same}
-    for page in own.parent.rglob("*.html"):
-        text = page.read_text("utf-8")
-        found = re.sub(r'(?<=["(])((?:\.\./)*)_static/([^"?)]+)', lambda m: _shared(m, names), text)
-        page.write_text(found, "utf-8")
+def share(site: Path) -> None:
+    """What is in the book need not be in the edition: files that are the same, and pages in English only."""
+    own = site / "es" / "_static"
+    for path in [path for path in own.rglob("*") if path.is_file() and _same(path, site / "_static", own)]:
+        path.unlink()
+    for page in (site / "es").rglob("*.html"):
+        there = partial(_there, site, page)
+        page.write_text(re.sub(r'(?<=src=")[^":#?]+|(?<=href=")[^":#?]+', there, page.read_text("utf-8")), "utf-8")
 
 
 def _same(path: Path, static: Path, own: Path) -> bool:
@@ -72,8 +74,13 @@ def _same(path: Path, static: Path, own: Path) -> bool:
     return there.is_file() and filecmp.cmp(path, there, shallow=False)
 
 
-def _shared(match: re.Match, names: set[str]) -> str:
-    return f"../{match[0]}" if match[2] in names else match[0]
+def _there(site: Path, page: Path, link: re.Match) -> str:
+    """The link from a page of the edition, to the book if only the book has what it leads to."""
+    target = Path(os.path.normpath(page.parent / link[0]))
+    if target.exists() or not target.is_relative_to(site / "es"):
+        return link[0]
+    english = site / target.relative_to(site / "es")
+    return os.path.relpath(english, page.parent) if english.exists() else link[0]
 
 
 def sentences() -> list[str]:
