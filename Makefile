@@ -47,8 +47,9 @@ test: $(DONE)  ## unit tests, notebooks against their stored outputs, strict bui
 portable: $(DONE)  ## whether the notebooks print the same under the arithmetic of other processors
 	$(BIN)/python tests/portable.py
 
-book: $(DONE)  ## the site, in _build/html
+book: $(DONE)  ## the site, in _build/html, and its part in Spanish
 	$(BIN)/jupyter-book build . --toc book/_toc.yml -W -n --keep-going
+	$(BIN)/python book/spanish.py
 
 # On the CPU and from nothing, as the tests compare it; a notebook is replaced only after it ran to its end.
 outputs: $(DONE)  ## run every notebook with its defaults and store its outputs

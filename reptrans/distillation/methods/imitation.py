@@ -30,6 +30,8 @@ ROW = {
     "position (student)": "backbone",
     "distance": "half squared L2 / places",
     "stages": "detection + half squared L2 / places (student)",
+    "paper": "wang2019imitation",
+    "loses": "all that is not near an object",
 }
 
 

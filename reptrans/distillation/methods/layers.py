@@ -41,7 +41,10 @@ def lsl(pair: Pair, *, pairs: int = 2, dimension: int = 64, weight: float = 1.0,
         Match(t, s, norm_l2, fixed_projection(dimension, seed + k), trained_projection(dimension), weight)
         for k, (t, s) in enumerate(selected_pairs(pair, pairs))
     ]
-    return Method("lsl", [Stage([CrossEntropy(), *matches])], entry=10)
+    return Method(
+        "lsl", [Stage([CrossEntropy(), *matches])], entry=10, paper="li2019layer",
+        loses="places, and what a random projection merges",
+    )  # fmt: skip
 
 
 def selected_pairs(pair: Pair, n: int) -> list[tuple[str, str]]:
