@@ -20,7 +20,7 @@ LABELS = {
     "linear_cka": "linear CKA",
     "disagreement": "different answers (fraction)",
     "error_consistency": "error consistency",
-    "jensen_shannon": "Jensen–Shannon distance",
+    "jensen_shannon": "Jensen–Shannon divergence (bits)",
     "p_searched": "p, whole map",
     "rank_correlation": "rank correlation",
     "ap50": "AP50",
