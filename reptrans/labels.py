@@ -37,6 +37,16 @@ LABELS = {
     "exp_var": "explained variance",
     "second_order_cosine": "second-order cosine",
     "adaptive_diversity": "adaptive diversity",
+    "p_one": "probability by one",
+    "p_other": "probability by other",
+    "p_judge": "probability by the judge",
+    "right": "judge is right",
+    "correlation_matched": "correlation, matched",
+    "correlation_own": "correlation, own",
+    "m_g_over_m_r": "m_g / m_r",
+    "cosine_other": "cosine of two images",
+    "label_agreement": "class seen",
+    "blur_agreement": "class seen after blur",
 }
 
 
