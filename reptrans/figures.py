@@ -11,10 +11,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn
+import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from reptrans.errors import BadData, ShapeMismatch, UnknownName, suggest
 
@@ -187,7 +187,7 @@ def weights(matrix: Tensor | np.ndarray | pd.DataFrame, label: str = "weight", a
 
 def image_row(images: Tensor, most: int = 10) -> Axes:
     """Draw up to `most` images (n, c, h, w), uint8 or in [0, 1], side by side; one channel is grey."""
-    strip = make_grid(images[:most].cpu(), nrow=most, padding=0)
+    strip = torch.cat(list(images[:most].cpu()), dim=2).expand(3, -1, -1)
     ax = _axes(min(len(images), most), 1.2)
     ax.imshow(strip.clamp(0, 1 if strip.is_floating_point() else 255).movedim(0, -1), interpolation="nearest")
     ax.set_axis_off()
