@@ -12,11 +12,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn
+import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-from scipy import stats
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from reptrans.errors import BadData, ShapeMismatch, UnknownName, suggest
 from reptrans.labels import label as _spoken
@@ -195,7 +194,7 @@ def weights(matrix: Tensor | np.ndarray | pd.DataFrame, label: str = "weight", a
 
 def image_row(images: Tensor, most: int = 10) -> Axes:
     """Draw up to `most` images (n, c, h, w), uint8 or in [0, 1], side by side; one channel is grey."""
-    strip = make_grid(images[:most].cpu(), nrow=most, padding=0)
+    strip = torch.cat(list(images[:most].cpu()), dim=2).expand(3, -1, -1)
     width = min(len(images), most, WIDEST)
     ax = _axes(width, width / strip.shape[2] * strip.shape[1])
     ax.imshow(strip.clamp(0, 1 if strip.is_floating_point() else 255).movedim(0, -1).numpy(), interpolation="nearest")
@@ -310,8 +309,10 @@ def _by_seed(rows: pd.DataFrame, x: str, y: str, spread: str | None) -> pd.DataF
 
 def _interval(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     """The ends of the 95 % interval of each row's mean, Student's; of two values or fewer, their range."""
+    from scipy.special import stdtrit  # here, for the sake of what draws no interval
+
     n, low, high = table.count(axis=1), table.min(axis=1), table.max(axis=1)
-    reach = table.std(axis=1) / np.sqrt(n) * stats.t.ppf(0.975, (n - 1).clip(lower=1))
+    reach = table.std(axis=1) / np.sqrt(n) * stdtrit((n - 1).clip(lower=1), 0.975)
     return low.where(n < 3, table.mean(axis=1) - reach), high.where(n < 3, table.mean(axis=1) + reach)
 
 
