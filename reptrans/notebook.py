@@ -13,8 +13,8 @@ import csv
 import ctypes
 import io
 import math
-import re
 import platform
+import re
 import reprlib
 from collections.abc import Iterable, Sequence
 from symtable import symtable
