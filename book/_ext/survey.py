@@ -253,10 +253,10 @@ class Measured(Generated):
 
     def run(self) -> list[nodes.Node]:
         rows = [
-            [over, f"[{SETS[run]}]({run})", row["n"], interval(row), row["verdict"] or "not decided"]
+            [over, interval(row), row["verdict"] or "not decided", f"[{SETS[run]}]({run})", row["n"]]
             for run, over, row in measured(self.arguments[0])
         ]
-        header = ["compared with", "data", "seeds", "gain", "verdict"]
+        header = ["compared with", "gain", "verdict", "data", "seeds"]
         return self.parsed(as_table(header, rows), {"compared with", "data", "verdict"})
 
 
