@@ -17,7 +17,7 @@ STRIP := --keep-output --keep-count --keep-id \
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test portable book outputs networks full readme lint format bench clean
+.PHONY: help env run test portable book outputs networks full readme diagrams lint format bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -71,6 +71,9 @@ full: $(DONE)  ## the runs beside the notebooks: RUN=l2t_ww_cifar10, or all at f
 readme: $(DONE)  ## fill the README's table of parameters, and the page on the architecture
 	$(BIN)/python tests/readme_table.py
 	$(BIN)/python tests/floors.py
+
+diagrams: $(DONE)  ## draw the diagrams of the notebooks again
+	$(BIN)/python book/diagrams.py
 
 lint: $(DONE)  ## check style, change nothing
 	$(BIN)/ruff check .

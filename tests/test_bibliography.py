@@ -54,7 +54,10 @@ def texts() -> dict[str, str]:
 
 
 def cited() -> set[str]:
-    return {key.strip() for text in texts().values() for keys in CITATION.findall(text) for key in keys.split(",")}
+    """Keys that the texts cite, and those that the claims give as their sources."""
+    claims = re.findall(r"sources: \[(.*)\]", (ROOT / "book" / "claims.yaml").read_text())
+    found = [keys for text in texts().values() for keys in CITATION.findall(text)]
+    return {key.strip() for keys in [*found, *claims] for key in keys.split(",")}
 
 
 def known(name: str, year: int) -> bool:
