@@ -22,7 +22,7 @@ MOST_LINES, MOST_COLUMNS, MOST_BYTES = 25, 79, 1_000_000
 
 RUNS = sorted((ROOT / "book" / "runs").glob("*.ipynb"))
 # Notebooks, and the runs called like them, whose pictures have no words yet.
-SILENT = ("atlas", "chance", "grounded", "invariances", "similarity", "training")
+SILENT = ()
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 each_page = pytest.mark.parametrize("path", [*NOTEBOOKS, *RUNS], ids=lambda path: f"{path.parent.name}-{path.stem}")
