@@ -1,7 +1,10 @@
-"""A run's report as PDF: pages of text in one fixed type, then the figures, each on a page of its own size."""
+"""A run's report: as PDF, pages of text in one fixed type, then the figures; and as one HTML page, with all in it."""
 
+import base64
+import io
 import json
 import textwrap
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,47 @@ def write_report(
                 pdf.savefig(_text_page(lines, title if number == 1 else "", f"{number}"))
         for figure in figures.values():
             pdf.savefig(figure, bbox_inches="tight", facecolor="white")
+
+
+_STYLE = """body { max-width: 56rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 sans-serif; color: #222 }
+img { max-width: 100% } figure { margin: 2rem 0 } figcaption, summary { color: #555 } details { margin: 1rem 0 }
+.table { overflow-x: auto } table { border-collapse: collapse; font-size: 85% } td, th { padding: .2em .8em .2em 0 }"""
+
+
+def write_page(
+    path: Path,
+    title: str,
+    reading: str,
+    facts: dict[str, Any],
+    rows: dict[str, pd.DataFrame],
+    figures: dict[str, Figure],
+) -> None:
+    """The same as one page that needs no other file: what was read, a line a paragraph, then figures, and tables and
+    facts to be opened."""
+    parts = [f"<p>{escape(line)}</p>" for line in reading.splitlines() if line.strip()]
+    for name, figure in figures.items():
+        caption = escape(name.replace("_", " "))
+        parts.append(
+            f'<figure><img alt="{caption}" src="{_as_link(figure)}"><figcaption>{caption}</figcaption></figure>'
+        )
+    tables = {f"{name}: {len(table)} rows": table[:_MOST_ROWS] for name, table in rows.items()}
+    tables |= {
+        name: pd.DataFrame({"is": (values or {}).values()}, list(values or {})) for name, values in facts.items()
+    }
+    for name, table in tables.items():
+        text = table.to_html(border=0, justify="left", na_rep="", float_format=_rounded,
+                             index=not isinstance(table.index, pd.RangeIndex))  # fmt: skip
+        parts.append(f'<details><summary>{escape(name)}</summary><div class="table">{text}</div></details>')
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
+    body = "\n".join([f"<h1>{escape(title)}</h1>", *parts])
+    path.write_text(f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n', "utf-8")
+
+
+def _as_link(figure: Figure) -> str:
+    """The figure as PNG, in a link that holds it."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=110, bbox_inches="tight", facecolor="white")
+    return f"data:image/png;base64,{base64.b64encode(image.getvalue()).decode()}"
 
 
 def _facts(reading: str, facts: dict[str, Any]) -> list[str]:

@@ -42,7 +42,7 @@ from torch import Tensor
 from reptrans.errors import BadData, BadValue, CannotWrite
 from reptrans.files import atomic, make_folder
 from reptrans.paths import runs_root
-from reptrans.report import write_report
+from reptrans.report import write_page, write_report
 
 
 class Run:
@@ -135,12 +135,14 @@ class Run:
         self._figures[name] = figure
 
     def finish(self, title: str, reading: str = "") -> None:
-        """Write `report.pdf` (parameters, environment, rows, figures), set the status to finished, remove checkpoints.
+        """Write `report.pdf` and `report.html` (parameters, environment, rows, figures), set the status to finished,
+        remove checkpoints.
 
         `reading` says in words what the rows show; it stands below the title. The same run started again begins anew.
         """
         facts = {name: self._record[name] for name in ("parameters", "environment", "git")}
-        self._write("report.pdf", lambda path: write_report(path, title, reading, facts, self._rows, self._figures))
+        for name, write in (("report.pdf", write_report), ("report.html", write_page)):
+            self._write(name, lambda path, write=write: write(path, title, reading, facts, self._rows, self._figures))
         self._update(status="finished", error=None, title=title, reading=reading, finished=_now())
         self._unwatch()
         if self._checkpoints.is_dir():

@@ -14,8 +14,8 @@ BEGIN, END = "<!-- floors:begin -->", "<!-- floors:end -->"
 # A file or folder of reptrans/ may import those of the lines above its own, never its neighbours. What two
 # neighbours both need moves up.
 LEVELS = (
-    "errors randomness moved",
-    "paths progress files",
+    "errors moved labels",
+    "randomness paths progress files",
     "tensorfiles report",
     "data models layers",
     "figures training",
@@ -26,6 +26,7 @@ LEVELS = (
     "notebook",
     "experiments",
     "atlas classifier comparison",
+    "shortcuts",
     "runs",
     "sweeps",
     "packaged",

@@ -52,7 +52,7 @@ def test_every_problem_is_listed(shell):
         "4 parameters are not as the notebook needs:\n"
         "  layr = 'bn2': there is no such parameter. Did you mean 'layer' or 'layers'? "
         "Possible: layer, steps, rate, layers\n"
-        "  layer = 'bn9': Input should be 'bn1' or 'bn2'\n"
+        "  layer = 'bn9': Did you mean 'bn1' or 'bn2'? Input should be 'bn1' or 'bn2'\n"
         "  steps = 0: Input should be greater than 0\n"
         "  rate = 'fast': Input should be a valid number\n"
         "papermill --help-notebook explains every parameter"
@@ -98,7 +98,7 @@ def test_a_field_without_value_and_a_rule_between_fields(shell):
 
     with pytest.raises(BadValue) as caught:
         parameters(Needed)
-    assert "  data: not set. Give it a value in the notebook's cell of parameters\n" in str(caught.value)
+    assert "  data: not set. Give it a value\n" in str(caught.value)
     run(shell, "rate = 2.0")
     with pytest.raises(BadValue) as caught:
         parameters(Rule)
@@ -170,18 +170,23 @@ def test_names():
 
 
 def test_a_shown_table_is_rounded_and_without_a_bare_count(capsys):
-    show(pd.DataFrame({"layer": ["bn1", "bn2"], "accuracy": [0.123456, -1e-9], "images": [10, 20]}))
+    show(pd.DataFrame({"layer": ["bn1", "bn2"], "score": [0.123456, -1e-9], "images": [10, 20]}))
     assert capsys.readouterr().out.split("\n") == [
-        "layer  accuracy  images",
-        "  bn1    0.1235      10",
-        "  bn2    0.0000      20",
+        "layer  score  images",
+        "  bn1 0.1235      10",
+        "  bn2 0.0000      20",
         "",
     ]
 
 
 def test_a_shown_table_keeps_names_of_rows(capsys):
-    show(pd.Series([0.5, None], index=["a", "b"], name="accuracy"), digits=2)
-    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [["accuracy"], ["a", "0.50"], ["b"]]
+    show(pd.Series([0.5, None], index=["a", "b"], name="score"), digits=2)
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [["score"], ["a", "0.50"], ["b"]]
+
+
+def test_a_shown_table_has_readers_names(capsys):
+    show(pd.DataFrame({"front_layer": ["bn1"], "cross_entropy": [0.5]}), digits=1)
+    assert capsys.readouterr().out.splitlines()[0].split("  ") == ["layer of the front", "cross-entropy (nats)"]
 
 
 def test_spread_says_mean_sd_and_count():

@@ -61,7 +61,7 @@ def test_everything_can_be_read_again(tmp_path):
     assert found["started"] <= found["finished"]
     assert found["environment"] == environment()
     assert found["files"] == ["rows.parquet", "rows.csv", "rows.json", "arrays.safetensors", "curve.png", "curve.pdf",
-                              "report.pdf"]  # fmt: skip
+                              "report.pdf", "report.html"]  # fmt: skip
     assert sorted(path.name for path in run.folder.iterdir()) == sorted([*found["files"], "run.json"])
 
 
@@ -89,7 +89,7 @@ def test_equal_runs_write_equal_bytes(tmp_path):
             run.figure(figure(), "curve")
             run.arrays({"b": torch.ones(2), "a": torch.zeros(2)})
     names = [path.name for path in (tmp_path / "one").iterdir() if path.name != "run.json"]
-    assert {"rows.csv", "curve.png", "curve.pdf", "report.pdf", "rows.parquet"} < set(names)
+    assert {"rows.csv", "curve.png", "curve.pdf", "report.pdf", "report.html", "rows.parquet"} < set(names)
     assert [n for n in names if (tmp_path / "one" / n).read_bytes() != (tmp_path / "two" / n).read_bytes()] == []
 
 
@@ -164,6 +164,18 @@ def test_bad_rows_and_names(tmp_path):
         "'../rows' cannot name a file. Possible: letters, digits and _ . , = + - without a leading dot"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_the_page_holds_all_that_it_shows(tmp_path):
+    with Run("try", {"dataset": "<digits>"}, tmp_path) as run:
+        run.rows(ROWS)
+        run.figure(figure(), "a_curve")
+        run.finish("A & B", "First line.\nSecond < third.")
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "<h1>A &amp; B</h1>" in page and "<p>First line.</p>\n<p>Second &lt; third.</p>" in page
+    assert '<img alt="a curve" src="data:image/png;base64,' in page and page.count("<img") == 1
+    assert "<td>bn1</td>" in page and "<td>&lt;digits&gt;</td>" in page and "rows: 2 rows" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
 
 
 def test_the_report_pages_long_and_wide_tables(tmp_path):

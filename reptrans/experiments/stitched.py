@@ -26,8 +26,8 @@ from reptrans.experiments.parameters import (
 )
 from reptrans.layers import channel_axes, end, front
 from reptrans.layers.network import run
-from reptrans.layers.values import answer
 from reptrans.notebook import names
+from reptrans.randomness import generator_of
 from reptrans.similarity import Moments, linear_cka
 from reptrans.stitching.direct import DIRECT, AffineMap, departure, direct_matching
 from reptrans.stitching.frozen import collect_moments, kept, logits_of, recognised, rows_of
@@ -36,6 +36,7 @@ from reptrans.stitching.stitch import FORMS, Stitch, StitchedNetwork, stitch_siz
 from reptrans.stitching.targets import TARGETS, needs_parents
 from reptrans.stitching.task import train_stitch
 from reptrans.training import Plan, accuracy, classification_loss
+from reptrans.training.batches import answers_of, checked_network
 
 
 class StitchingSettings(Trained):
@@ -124,6 +125,19 @@ class Stitched:
     network: StitchedNetwork
 
 
+def _checked_pairs(pairs: object) -> list[tuple[str, str]]:
+    """(front layer, end layer) each. Raises BadValue."""
+    listed = isinstance(pairs, (list, tuple)) and len(pairs) > 0
+    for pair in pairs if listed else [pairs]:
+        whole = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(name, str) for name in pair)
+        if not (listed and whole):
+            raise BadValue(
+                f"a pair of layers is {pair!r}. Give the front's and the end's layer, ('bn3', 'bn3') say; Stitching "
+                "takes a list of such pairs."
+            )
+    return [tuple(pair) for pair in pairs]
+
+
 @dataclass(frozen=True, eq=False)
 class Cut:
     """One pair of layers: the parts before and behind it, and what of them a stitch must know.
@@ -178,7 +192,7 @@ class Stitching:
         seed: int = 0,
     ):
         self.settings = s = settings or StitchingSettings()
-        self.dataset, self.pairs, self.seed = dataset, pairs, seed
+        self.dataset, self.pairs, self.seed = dataset, _checked_pairs(pairs), seed
         self.front_net, self.end_net = (self._frozen(net) for net in (front_net, end_net))
         form = s.place
         self.train = dataset.loader(
@@ -245,7 +259,7 @@ class Stitching:
         return collect_moments(self.front_net, self.end_net, list(self.cuts), once, self.settings.flatten, self._axes)
 
     def _frozen(self, net: nn.Module) -> nn.Module:
-        return net.to(**self.settings.place).eval().requires_grad_(False)
+        return checked_network(net).to(**self.settings.place).eval().requires_grad_(False)
 
     @cached_property
     def _example(self) -> Tensor:
@@ -261,7 +275,7 @@ class Stitching:
             return
         for role, net in (("front", self.front_net), ("end", self.end_net)):
             with torch.no_grad():
-                classes = answer(net(self._example), f"the {role} network").shape[-1]
+                classes = answers_of(net, self._example).shape[-1]
             if classes != self.dataset.num_classes:
                 raise ShapeMismatch(
                     f"The {role} network {type(net).__name__} tells {classes} classes apart, but {self.dataset.name} "
@@ -306,7 +320,7 @@ class Stitching:
 
     def _start(self, cut: Cut, m: Moments | None) -> StitchedNetwork:
         """The stitch that training starts from."""
-        s, generator = self.settings, torch.Generator().manual_seed(self.seed)
+        s, generator = self.settings, generator_of(self.seed)
         p, q = cut.size
         mask = mask_matrix(s.mask, p, q, m, generator)
         form = s.form if mask is None else "masked"

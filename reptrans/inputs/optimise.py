@@ -9,12 +9,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from reptrans.errors import BadValue, Diverged, ShapeMismatch, check_whole
+from reptrans.errors import BadValue, Diverged, ShapeMismatch, check_whole, own_arguments
 from reptrans.inputs.fronts import frozen
 from reptrans.inputs.image import Fourier, Pixels, check_images
 from reptrans.inputs.objective import Objective
 from reptrans.inputs.prior import Projection, Term, Transform, total_variation
 from reptrans.inputs.recovery import input_errors, mse, outside
+from reptrans.randomness import generator_of
 from reptrans.training.evaluation import keeping_random_state
 from reptrans.training.rounding import round_to_single
 
@@ -36,9 +37,10 @@ class Inversion:
     trace: pd.DataFrame
 
 
+@own_arguments
 def optimise_input(
     objective: Objective,
-    image: Pixels | Fourier,
+    image: Pixels | Fourier | Tensor,
     *,
     prior: Sequence[Term] = DEFAULT_PRIOR,
     transforms: Sequence[Transform] = (),
@@ -67,11 +69,13 @@ def optimise_input(
     An image whose loss or gradient becomes NaN or infinite stays at the last one for which they were finite, its row
     says so, and a RuntimeWarning is given; the others go on. The objective's networks run frozen, in eval mode;
     parameters, what requires gradients, modes and the global random state are afterwards as they were. `image` is
-    moved.
+    moved; of a tensor, Pixels of it are.
     Raises ShapeMismatch for images that the objective cannot take, BadValue, and Diverged where the start itself has no
     finite loss.
     Source: Mahendran & Vedaldi (2015); Badger's input generation (blog, 2021), whose constants `like_source` gives.
     """
+    image = Pixels(image) if isinstance(image, Tensor) else image
+    _check_kinds(objective, image, prior)
     check_whole("steps", steps, 0)
     check_whole("points", points, 0)
     if not callable(lr) and not 0 < lr < math.inf:
@@ -100,7 +104,7 @@ class _Descent:
         self.objective, self.image, self.prior, self.portable = objective, image, prior, portable
         self.transforms, self.projection = transforms, projection
         self.reference = None if reference is None else reference.to(image.values)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = generator_of(seed)
         self.alive = torch.ones(len(image.values), dtype=torch.bool, device=image.values.device)
         self.ended = torch.zeros_like(self.alive, dtype=torch.int64)
         self.kept, self.trace = image.values.detach().clone(), []
@@ -190,6 +194,18 @@ def _rate(lr: float | Callable[[float], float], progress: float) -> float:
 
 
 @torch.no_grad()
+def _check_kinds(objective: object, image: object, prior: object) -> None:
+    if not isinstance(objective, Objective):
+        raise BadValue(
+            f"the objective is a {type(objective).__name__}; give class_logit(…), match(…), or, of a function of "
+            "images that gives their losses (n,), Objective(function, (network,))."
+        )
+    if not isinstance(image, (Pixels, Fourier)):
+        raise BadValue(f"the image is a {type(image).__name__}; give Pixels(images) or Fourier(images), which move it.")
+    if not (isinstance(prior, Sequence) and all(map(callable, prior))):
+        raise BadValue(f"prior is {prior!r}; it is a list of terms such as total_variation(0.1), or () for none.")
+
+
 def _check_start(objective: Objective, image: Pixels | Fourier, reference: Tensor | None) -> None:
     images = image()
     losses = objective(images)
