@@ -29,6 +29,7 @@ from reptrans.labels import LABELS
 __all__ = [
     "Parameters",
     "as_text",
+    "checked",
     "listed",
     "names",
     "once",
@@ -89,14 +90,20 @@ def parameters(model: type[_Model]) -> _Model:
         for name in unknown
     ]
     given = {name: _as_typed(variables[name], field) for name, field in fields.items() if name in variables}
+    return checked(model, given, problems)
+
+
+def checked(model: type[_Model], given: dict[str, Any], problems: Iterable[str] = ()) -> _Model:
+    """The values `given` by name as one value, where no notebook is running. Raises as `parameters` does; `problems`:
+    names that are known to be wrong."""
+    problems, kind = list(problems), UnknownName if problems else BadValue
     try:
-        checked = model.model_validate(given)
-        if not unknown:
-            return checked
+        found = model.model_validate(given)
+        if not problems:
+            return found
     except ValidationError as error:
         problems += [_refused(entry) for entry in error.errors(include_url=False)]
     count = "1 parameter is" if len(problems) == 1 else f"{len(problems)} parameters are"
-    kind = UnknownName if unknown else BadValue
     raise kind("\n  ".join([f"{count} not as the notebook needs:", *problems]) + f"\n{HELP}") from None
 
 
