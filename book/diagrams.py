@@ -171,6 +171,22 @@ def training() -> Drawing:
     return d
 
 
+@diagram
+def diff() -> Drawing:
+    d = Drawing(640, 220, "Networks A and B see the same images; answers, layers and weights are compared.")
+    image, texts = d.box(48, 110, "image", w=70), ["layer", "…", "layer", "answer"]
+    one, other = d.chain(160, 45, texts, "one", w=84, gap=30), d.chain(160, 175, texts, "other", w=84, gap=30)
+    for first in (one[0], other[0]):
+        d.arrow(image, first)
+    for k, text in ((0, "similar?"), (2, "stitched?"), (3, "same errors?")):
+        d.arrow(one[k], other[k], kind="dashed", both=True)
+        d.label(one[k].x + 6, 110, text, anchor="start")
+    d.label(274, 110, "one line\nof weights?")
+    d.label(580, 45, "A", "strong")
+    d.label(580, 175, "B", "strong")
+    return d
+
+
 # Distillation, transfer, inputs, merging
 
 
