@@ -16,7 +16,7 @@ BEGIN, END = "<!-- floors:begin -->", "<!-- floors:end -->"
 LEVELS = (
     "errors randomness",
     "paths progress files",
-    "tensorfiles report",
+    "tensorfiles report export",
     "data models layers",
     "figures training",
     "similarity checkpoints attribution bench",
