@@ -29,21 +29,24 @@ def write_report(
 ) -> None:
     """Write title, reading and figures, facts by heading and rounded tables to `path`; equal content gives equal
     bytes."""
-    texts = _paged(_facts(facts))
+    lines = [line for paragraph in reading.splitlines() for line in textwrap.wrap(paragraph, _ACROSS) or [""]]
+    texts = _paged(_facts(facts)) if figures else []
     for name, table in rows.items():
         texts += _table_pages(name, table)
     # Figures are drawn before the page's own type is set, so that they look as they do elsewhere.
     images = {name: _image(figure) for name, figure in figures.items()}
     with PdfPages(path, metadata={"CreationDate": None}) as pdf, rc_context(_FONTS):
-        pages = [*_first_pages(title, reading, images), *(_text_page(lines)[0] for lines in texts)]
+        pages = [
+            *_first_pages(title, lines if figures else [*lines, *_facts(facts)], images),
+            *(_text_page(lines)[0] for lines in texts),
+        ]
         for number, page in enumerate(pages, start=1):
             page.text(0.92, 0.03, f"{number}", ha="right")
             pdf.savefig(page)
 
 
-def _first_pages(title: str, reading: str, images: dict[str, Any]) -> Iterator[Figure]:
-    """The reading, and the figures below it, each with its name, as large as the page is wide."""
-    lines = [line for paragraph in reading.splitlines() for line in textwrap.wrap(paragraph, _ACROSS) or [""]]
+def _first_pages(title: str, lines: list[str], images: dict[str, Any]) -> Iterator[Figure]:
+    """Text, and the figures below it, each with its name, as large as the page is wide."""
     page, top = _text_page(lines[:_DOWN], title)
     for more in _paged(lines[_DOWN:]) if lines[_DOWN:] else []:
         yield page
