@@ -17,7 +17,7 @@ STRIP := --keep-output --keep-count --keep-id \
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test portable book outputs networks full readme lint format bench clean
+.PHONY: help env run test portable book outputs networks full readme diagrams lint format bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -47,8 +47,9 @@ test: $(DONE)  ## unit tests, notebooks against their stored outputs, strict bui
 portable: $(DONE)  ## whether the notebooks print the same under the arithmetic of other processors
 	$(BIN)/python tests/portable.py
 
-book: $(DONE)  ## the site, in _build/html
+book: $(DONE)  ## the site, in _build/html, and its part in Spanish
 	$(BIN)/jupyter-book build . --toc book/_toc.yml -W -n --keep-going
+	$(BIN)/python book/spanish.py
 
 # On the CPU and from nothing, as the tests compare it; a notebook is replaced only after it ran to its end.
 outputs: $(DONE)  ## run every notebook with its defaults and store its outputs
@@ -70,6 +71,9 @@ full: $(DONE)  ## the runs beside the notebooks: RUN=l2t_ww_cifar10, or all at f
 readme: $(DONE)  ## fill the README's table of parameters, and the page on the architecture
 	$(BIN)/python tests/readme_table.py
 	$(BIN)/python tests/floors.py
+
+diagrams: $(DONE)  ## draw the diagrams of the notebooks again
+	$(BIN)/python book/diagrams.py
 
 lint: $(DONE)  ## check style, change nothing
 	$(BIN)/ruff check .

@@ -155,7 +155,11 @@ def _methods(given: argparse.Namespace) -> str:
 def _measures(given: argparse.Namespace) -> str:
     from reptrans.similarity import MEASURES
 
-    lines = (f"{m.name:26} {m.alike} is alike, from {m.range[0]:g} to {m.range[1]:g}" for m in MEASURES.values())
+    ends = {True: "high", False: "low"}
+    lines = (
+        f"{m.name:26} {ends[m.higher_is_better]} is similar, from {m.range[0]:g} to {m.range[1]:g}"
+        for m in MEASURES.values()
+    )
     return "\n".join(lines)
 
 

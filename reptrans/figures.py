@@ -5,23 +5,26 @@ Nothing is shown or saved here: end a notebook's cell with `plt.show()`, or hand
 
 from collections.abc import Iterable, Sequence
 from itertools import cycle
+from math import ceil
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn
+import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from reptrans.errors import BadData, ShapeMismatch, UnknownName, suggest
+from reptrans.labels import label as _spoken
 
 _MARKERS = "osD^vPX*"
 _DASHES = ["--", ":", "-.", (0, (6, 2, 1, 2, 1, 2))]
-_UNITS = {"accuracy": "accuracy (fraction)", "test_accuracy": "test accuracy (fraction)",
-          "cross_entropy": "cross-entropy (nats)", "test_cross_entropy": "test cross-entropy (nats)"}  # fmt: skip
+WIDEST = 7.2  # inches: what a column of the book shows unshrunk
+# Each is readable on white, and told apart from its neighbours by readers with any colour vision.
+COLOURS = ["#0173b2", "#c44e00", "#02835f", "#9c4f96", "#4d4d4d", "#8a5a2b"]
 
 
 def layer_curves(
@@ -32,13 +35,14 @@ def layer_curves(
     spread: str | None = "seed",
     reference: dict[str, float] | None = None,
     ax: Axes | None = None,
+    highlight: str | None = None,
 ) -> Axes:
     """Draw `y` over the layers, in the order in which the rows name them, with one line for each value of `hue`.
 
-    A marker is the mean over the values of `spread` (the rows of one seed are averaged first) and its error bar
-    reaches from the smallest to the largest of them; without such a column there are no bars. `reference` gives
-    horizontal dashed lines, for instance {"front network": 0.91}. With a single layer the values of `hue` stand
-    side by side instead.
+    A marker is the mean over the values of `spread` (the rows of one seed are averaged first) and its bar the 95 %
+    interval of that mean, by Student's t; of two values it is their range, of one there is none. The axis says which.
+    `reference` gives horizontal dashed lines, for instance {"front network": 0.91}. With a single layer the values of
+    `hue` are side by side instead. The line of `highlight` is the thick one.
 
     Raises:
         UnknownName: a column that the rows do not have.
@@ -52,11 +56,13 @@ def layer_curves(
     for number, kind in enumerate(kinds):
         chosen = rows[rows[hue] == kind] if hue else rows
         table = _by_seed(chosen, x, y, spread).reindex(layers)
-        _marked_line(ax, table, number if side_by_side else 0, number, "" if side_by_side else str(kind))
+        shift = number if side_by_side else 0.05 * (number - (len(kinds) - 1) / 2)
+        _marked_line(ax, table, shift, number, "" if side_by_side else str(kind), thick=kind == highlight)
     for dash, (name, value) in zip(cycle(_DASHES), (reference or {}).items(), strict=False):
         ax.axhline(value, color="0.3", linewidth=1.2, linestyle=dash, label=f"{name} ({value:.3g})", zorder=1)
     ax.set_xticks(range(len(places)), places)
-    ax.set(xlim=(-0.5, len(places) - 0.5), xlabel=_spoken(hue if side_by_side else x), ylabel=_UNITS.get(y, _spoken(y)))
+    names = _spoken(hue if side_by_side else x), _with_bars(_spoken(y), rows, spread)
+    ax.set(xlim=(-0.5, len(places) - 0.5), xlabel=names[0], ylabel=names[1])
     _turn(ax, places, len(places))
     if side_by_side:
         ax.set_title(f"{_spoken(x)} {layers[0]}")
@@ -75,7 +81,7 @@ def learning_curves(
 ) -> Axes:
     """Draw one or several columns over the epochs: a colour for each value of `hue`, a dash pattern for each column.
 
-    A line is the mean over the values of `spread` and its band reaches from the smallest to the largest of them.
+    A line is the mean over the values of `spread` and its band the 95 % interval of that mean, as in `layer_curves`.
     Epochs at which a column was not measured (NaN) are skipped.
 
     Raises:
@@ -90,14 +96,15 @@ def learning_curves(
         # Without a hue the columns take the colours, so that they are told apart at first sight.
         colour = _colour(kinds.index(kind) if hue else number)
         table = _by_seed(rows if kind is None else rows[rows[hue] == kind], x, column, spread).dropna(how="all")
-        label = ", ".join([*([str(kind)] if hue else []), *([_spoken(column)] if len(columns) > 1 or not hue else [])])
+        of_column = [] if hue and len(columns) == 1 else [_spoken(column).partition(" (")[0]]
+        label = ", ".join([*([str(kind)] if hue else []), *of_column])
         dash = ["-", *_DASHES][columns.index(column) % 5]
         marker = "o" if len(table) == 1 else None
         ax.plot(table.index, table.mean(axis=1), color=colour, linestyle=dash, marker=marker, label=label)
         if table.shape[1] > 1:
-            ax.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=colour, alpha=0.15, linewidth=0)
+            ax.fill_between(table.index, *_interval(table), color=colour, alpha=0.15, linewidth=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    ax.set(xlabel=_spoken(x), ylabel=_common_label(columns))
+    ax.set(xlabel=_spoken(x), ylabel=_with_bars(_common_label(columns), rows, spread))
     _legend(ax, None, shown=len(kinds) * len(columns) > 1)
     return ax
 
@@ -121,7 +128,7 @@ def heatmap(
     if not matrix.size:
         raise BadData(f"a heat map needs at least one row and one column, and the matrix is {height} x {width}.")
     annotate = max(height, width) <= 12 if annotate is None else annotate
-    ax = ax or _axes(_side(width) + 2.2, _side(height) + 1.2)
+    ax = ax or _axes(min(_side(width) + 2.2, WIDEST), _side(height) + 1.2)
     low, high = limits or (None, None)
     colours = "RdBu_r" if limits and low == -high else "viridis"
     seaborn.heatmap(matrix, ax=ax, cmap=colours, vmin=low, vmax=high, annot=annotate, fmt=".2f",
@@ -187,9 +194,10 @@ def weights(matrix: Tensor | np.ndarray | pd.DataFrame, label: str = "weight", a
 
 def image_row(images: Tensor, most: int = 10) -> Axes:
     """Draw up to `most` images (n, c, h, w), uint8 or in [0, 1], side by side; one channel is grey."""
-    strip = make_grid(images[:most].cpu(), nrow=most, padding=0)
-    ax = _axes(min(len(images), most), 1.2)
-    ax.imshow(strip.clamp(0, 1 if strip.is_floating_point() else 255).movedim(0, -1), interpolation="nearest")
+    strip = torch.cat(list(images[:most].cpu()), dim=2).expand(3, -1, -1)
+    width = min(len(images), most, WIDEST)
+    ax = _axes(width, width / strip.shape[2] * strip.shape[1])
+    ax.imshow(strip.clamp(0, 1 if strip.is_floating_point() else 255).movedim(0, -1).numpy(), interpolation="nearest")
     ax.set_axis_off()
     return ax
 
@@ -200,7 +208,7 @@ def forest(table: pd.DataFrame, label: str, name: str = "method") -> Axes:
     Above 0 by verdict is blue, below orange, the undecided are grey; what is published is a hollow diamond.
     """
     _check(table, [name, "gain", "low", "high", "n", "published", "verdict"])
-    colours = {"held": _colour(0), "contradicted": _colour(3)}
+    colours = {"held": _colour(0), "contradicted": _colour(1)}
     ax = _axes(6.2, 0.34 * len(table) + 1.0)
     place = np.arange(len(table))[::-1]
     for y, row in zip(place, table.to_dict("records"), strict=True):
@@ -225,7 +233,7 @@ def intervals(table: pd.DataFrame, value: str, hue: str, label: str, name: str =
     ax, kinds = _axes(6.2, 0.26 * len(table) + 1.0), list(pd.unique(table[hue]))
     for number, kind in enumerate(kinds):
         own = (table[hue] == kind).to_numpy().nonzero()[0]
-        rows, colour = table.iloc[own], _colour((0, 1, 2, 4)[number % 4])
+        rows, colour = table.iloc[own], _colour(number)
         ax.hlines(-own, rows["low"], rows["high"], color=colour, linewidth=2)
         ax.plot(rows[value], -own, _MARKERS[number % len(_MARKERS)], color=colour, label=str(kind), markersize=5)
     ax.set_yticks(-np.arange(len(table)), [_spoken(str(v)) for v in table[name]])
@@ -269,7 +277,8 @@ def map_grid(images: Tensor, maps: dict[str, Tensor], most: int = 8) -> np.ndarr
     """
     count = min(most, len(images))
     grey = images[:count].detach().float().mean(1).cpu().numpy()
-    size = {"figsize": (0.9 * count + 1.2, 0.9 * len(maps) + 0.2)}
+    side = min(0.9, (WIDEST - 1.2) / count)
+    size = {"figsize": (side * count + 1.2, side * len(maps) + 0.2)}
     _, axes = plt.subplots(len(maps), count, squeeze=False, gridspec_kw={"wspace": 0, "hspace": 0}, **size)
     extent = (0, grey.shape[2], grey.shape[1], 0)
     for row, (name, values) in zip(axes, maps.items(), strict=True):
@@ -298,17 +307,35 @@ def _by_seed(rows: pd.DataFrame, x: str, y: str, spread: str | None) -> pd.DataF
     return means.unstack(sort=False) if len(keys) > 1 else means.to_frame()
 
 
-def _marked_line(ax: Axes, table: pd.DataFrame, offset: int, number: int, label: str) -> None:
-    mean = table.mean(axis=1)
-    reach = [mean - table.min(axis=1), table.max(axis=1) - mean] if table.shape[1] > 1 else None
+def _interval(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """The ends of the 95 % interval of each row's mean, Student's; of two values or fewer, their range."""
+    from scipy.special import stdtrit  # here, for the sake of what draws no interval
+
+    n, low, high = table.count(axis=1), table.min(axis=1), table.max(axis=1)
+    reach = table.std(axis=1) / np.sqrt(n) * stdtrit((n - 1).clip(lower=1), 0.975)
+    return low.where(n < 3, table.mean(axis=1) - reach), high.where(n < 3, table.mean(axis=1) + reach)
+
+
+def _with_bars(text: str, rows: pd.DataFrame, spread: str | None) -> str:
+    """The name of an axis, and what its bars or bands are."""
+    n = rows[spread].nunique() if spread in rows.columns else 1
+    bars = f"\nmean and {'range' if n == 2 else '95 % interval'}, {n} {spread}s"
+    return text + bars * (n > 1)
+
+
+def _marked_line(ax: Axes, table: pd.DataFrame, offset: float, number: int, label: str, thick: bool) -> None:
+    mean, (low, high) = table.mean(axis=1), _interval(table)
+    reach = [mean - low, high - mean] if table.shape[1] > 1 else None
     style = {"color": _colour(number), "marker": _MARKERS[number % len(_MARKERS)], "markersize": 6, "capsize": 3}
-    ax.errorbar(np.arange(len(table)) + offset, mean, yerr=reach, label=label, **style)
+    ax.errorbar(np.arange(len(table)) + offset, mean, yerr=reach, label=label, linewidth=2.6 if thick else 1.3, **style)
 
 
 def _turn(ax: Axes, names: Iterable[Any], count: int) -> None:
-    """Slant the names below the axis where they would run into each other."""
+    """Turn the names below the axis where they would run into each other; of very many, write every second or so."""
     across = ax.get_position().width * ax.figure.get_figure(root=True).get_figwidth()
     if count * 0.22 > across:
+        step, texts = ceil(count * 0.16 / across), [text.get_text() for text in ax.get_xticklabels()]
+        ax.set_xticks(ax.get_xticks()[::step], texts[::step])
         ax.tick_params(axis="x", rotation=90, labelsize="small")
     elif count * max(len(str(name)) + 1.5 for name in names) * 0.09 > across:
         plt.setp(ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
@@ -329,23 +356,19 @@ def _axes(width: float, height: float) -> Axes:
 def _width(places: list[str], side_by_side: bool) -> float:
     """A figure's width in inches: room for the places and, beside them, the legend."""
     each = 0.11 * (max(map(len, places)) + 3) if side_by_side else 0.45
-    return min(max(4.5, each * len(places) + 1.0) + 2.0, 10.0)
+    return min(max(4.5, each * len(places) + 1.0) + 2.0, WIDEST)
 
 
 def _side(count: int) -> float:
     return min(max(0.45 * count, 1.8), 8.0)
 
 
-def _colour(number: int) -> tuple[float, float, float]:
-    return seaborn.color_palette("colorblind")[number % 10]
+def _colour(number: int) -> str:
+    return COLOURS[number % len(COLOURS)]
 
 
 def _common_label(columns: list[str]) -> str:
     """What several columns share, for instance 'accuracy (fraction)' for accuracy and test_accuracy."""
     shortest = min(columns, key=len)
     same = all(column.endswith(shortest) for column in columns)
-    return _UNITS.get(shortest, _spoken(shortest)) if same else ", ".join(map(_spoken, columns))
-
-
-def _spoken(name: str) -> str:
-    return str(name).replace("_", " ")
+    return _spoken(shortest) if same else ", ".join(map(_spoken, columns))

@@ -1,8 +1,10 @@
-"""A run's report as PDF: what was found, in words and figures, then what was asked, then all rows."""
+"""A run's report, as PDF and as one HTML page: what was found, in words and figures, then what was asked, then rows."""
 
+import base64
 import json
 import textwrap
 from collections.abc import Iterator
+from html import escape
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ def write_report(
     for name, table in rows.items():
         texts += _table_pages(name, table)
     # Figures are drawn before the page's own type is set, so that they look as they do elsewhere.
-    images = {name: _image(figure) for name, figure in figures.items()}
+    images = {name: imread(BytesIO(_png(figure, 200))) for name, figure in figures.items()}
     with PdfPages(path, metadata={"CreationDate": None}) as pdf, rc_context(_FONTS):
         pages = [
             *_first_pages(title, lines if figures else [*lines, *_facts(facts)], images),
@@ -64,12 +66,44 @@ def _first_pages(title: str, lines: list[str], images: dict[str, Any]) -> Iterat
     yield page
 
 
-def _image(figure: Figure) -> Any:
-    """(height, width, 4), 200 dots per inch."""
+_STYLE = """body { max-width: 56rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 sans-serif; color: #222 }
+img { max-width: 100% } figure { margin: 2rem 0 } figcaption, summary { color: #555 } details { margin: 1rem 0 }
+.table { overflow-x: auto } table { border-collapse: collapse; font-size: 85% } td, th { padding: .2em .8em .2em 0 }"""
+
+
+def write_page(
+    path: Path,
+    title: str,
+    reading: str,
+    facts: dict[str, Any],
+    rows: dict[str, pd.DataFrame],
+    figures: dict[str, Figure],
+) -> None:
+    """The same as one page that needs no other file: what was read, a line a paragraph, then figures, and tables and
+    facts to be opened."""
+    parts = [f"<p>{escape(line)}</p>" for line in reading.splitlines() if line.strip()]
+    for name, figure in figures.items():
+        caption = escape(name.replace("_", " "))
+        link = f"data:image/png;base64,{base64.b64encode(_png(figure, 110)).decode()}"
+        parts.append(f'<figure><img alt="{caption}" src="{link}"><figcaption>{caption}</figcaption></figure>')
+    tables = {f"{name}: {len(table)} rows": table[:_MOST_ROWS] for name, table in rows.items()}
+    tables |= {
+        name: pd.DataFrame({"is": (values or {}).values()}, list(values or {})) for name, values in facts.items()
+    }
+    for name, table in tables.items():
+        text = table.to_html(border=0, justify="left", na_rep="", float_format=_rounded,
+                             index=not isinstance(table.index, pd.RangeIndex))  # fmt: skip
+        parts.append(f'<details><summary>{escape(name)}</summary><div class="table">{text}</div></details>')
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
+    body = "\n".join([f"<h1>{escape(title)}</h1>", *parts])
+    path.write_text(f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n', "utf-8")
+
+
+def _png(figure: Figure, dots: int) -> bytes:
+    """The figure, `dots` per inch."""
     file = BytesIO()
-    figure.savefig(file, format="png", dpi=200, bbox_inches="tight", facecolor="white")
-    file.seek(0)
-    return imread(file)
+    figure.savefig(file, format="png", dpi=dots, bbox_inches="tight", facecolor="white")
+    return file.getvalue()
 
 
 def _facts(facts: dict[str, Any]) -> list[str]:

@@ -43,7 +43,7 @@ from reptrans.errors import BadData, BadValue, CannotWrite
 from reptrans.export import Callback, exporter
 from reptrans.files import atomic, make_folder
 from reptrans.paths import runs_root
-from reptrans.report import write_report
+from reptrans.report import write_page, write_report
 
 
 class Run:
@@ -152,14 +152,16 @@ class Run:
         self._export("figure", name, figure)
 
     def finish(self, title: str, reading: str = "") -> None:
-        """Write `report.pdf` (figures, parameters, environment, rows), set the status to finished, remove checkpoints.
+        """Write `report.pdf` and `report.html` (figures, parameters, environment, rows), set the status to finished,
+        remove checkpoints.
 
         `reading` says in words what the rows show; it stands below the title. The same run started again begins anew.
         """
         facts = {name: self._record[name] for name in ("parameters", "environment", "git")}
         if self._changed:
             facts = {"parameters that differ from the defaults": self._changed} | facts
-        self._write("report.pdf", lambda path: write_report(path, title, reading, facts, self._rows, self._figures))
+        for name, write in (("report.pdf", write_report), ("report.html", write_page)):
+            self._write(name, lambda path, write=write: write(path, title, reading, facts, self._rows, self._figures))
         self._update(status="finished", error=None, title=title, reading=reading, finished=_now())
         self._unwatch()
         self._export("finish", self.name, reading)

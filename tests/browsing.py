@@ -96,9 +96,9 @@ def served(folder: Path) -> Iterator[str]:
 
 
 def pages_of(folder: Path) -> list[str]:
-    """All pages but the front door, which only leads on to another."""
+    """All pages but the front doors, which only lead on to another."""
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.html")]
-    return sorted(name for name in names if name != "index.html" and not name.startswith("_static/"))
+    return sorted(name for name in names if Path(name).name != "index.html" and not name.startswith("_static/"))
 
 
 def look_at(browser, folder: Path) -> dict[str, Seen]:

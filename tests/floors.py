@@ -14,8 +14,8 @@ BEGIN, END = "<!-- floors:begin -->", "<!-- floors:end -->"
 # A file or folder of reptrans/ may import those of the lines above its own, never its neighbours. What two
 # neighbours both need moves up.
 LEVELS = (
-    "errors randomness",
-    "paths progress files",
+    "errors moved labels",
+    "randomness paths progress files",
     "tensorfiles report export",
     "data models layers",
     "figures training",
@@ -25,6 +25,7 @@ LEVELS = (
     "detection reid",
     "notebook",
     "experiments",
+    "atlas classifier comparison",
     "shortcuts",
     "runs",
     "sweeps",

@@ -118,3 +118,18 @@ def test_what_is_broken_is_seen(browser, tmp_path):
     assert bad.raw == ["$x^2$", "x"] and bad.wrong == ["y"]
     assert len(bad.headings) == 2 and bad.overflow > 100
     assert dead_links(seen, tmp_path) == ["bad.html: good.html#there", "bad.html: none.html"]
+
+
+def test_a_click_sorts_the_survey(browser, book):
+    with served(book.site) as address, browser.new_page() as page:
+        page.goto(f"{address}book/distillation.html")
+        gains = (
+            "[...document.querySelectorAll('table.taxonomy tbody tr')].map(row => parseFloat(row.cells[2].innerText))"
+        )
+        title = page.locator("table.taxonomy th button").nth(2)
+        title.click()
+        rising = page.evaluate(gains.replace("row.cells[2].innerText", "row.cells[2].innerText.replace('−', '-')"))
+        assert rising == sorted(rising)
+        assert len(rising) == 18
+        title.click()
+        assert page.locator("table.taxonomy tbody td").nth(1).inner_text().startswith("Fine-grained imitation")

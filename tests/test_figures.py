@@ -7,8 +7,21 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
+from reptrans.bench import effect
 from reptrans.errors import BadData, ShapeMismatch, UnknownName
-from reptrans.figures import dissimilarities, forest, heatmap, layer_curves, learning_curves, scatter, trade, weights
+from reptrans.figures import (
+    COLOURS,
+    WIDEST,
+    dissimilarities,
+    forest,
+    heatmap,
+    image_row,
+    layer_curves,
+    learning_curves,
+    scatter,
+    trade,
+    weights,
+)
 from reptrans.notebook import style
 
 matplotlib.use("Agg")
@@ -49,8 +62,35 @@ def test_layer_curves_are_means_in_the_order_of_the_rows():
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["conv2", "conv1"]
     legend = [text.get_text() for text in ax.get_legend().get_texts()]
     assert sorted(legend) == ["direct", "front network (0.95)", "task"]
-    assert ax.get_ylabel() == "accuracy (fraction)"
+    assert ax.get_ylabel() == "accuracy (fraction)\nmean and range, 2 seeds"
     assert [list(found.get_ydata()) for found in ax.lines if found.get_linestyle() == "--"] == [[0.95, 0.95]]
+
+
+def test_of_three_seeds_the_bars_are_intervals_of_the_mean():
+    rows = pd.DataFrame({"layer": "a", "seed": [0, 1, 2], "relative_accuracy": [0.4, 0.5, 0.9]})
+    rows = pd.concat([rows, rows.assign(layer="b", relative_accuracy=0.5)])
+    ax = layer_curves(rows, y="relative_accuracy", hue=None)
+    found = effect([0.4, 0.5, 0.9])
+    np.testing.assert_allclose(reach(ax.containers[0]), [[found.low, found.high], [0.5, 0.5]])
+    assert ax.get_ylabel() == "share of the end network's accuracy\nmean and 95 % interval, 3 seeds"
+
+
+def test_the_highlighted_line_is_the_thick_one():
+    direct, task = layer_curves(ROWS, highlight="task").containers
+    assert task.lines[0].get_linewidth() > direct.lines[0].get_linewidth()
+
+
+def test_no_figure_is_wider_than_the_page():
+    many = pd.DataFrame(np.zeros((20, 30)), columns=[f"layer{i}" for i in range(30)])
+    rows = pd.DataFrame({"layer": [f"layer{i}" for i in range(40)], "accuracy": 0.5})
+    for ax in (heatmap(many, "CKA"), layer_curves(rows, hue=None), image_row(torch.zeros(10, 1, 8, 8))):
+        assert ax.figure.get_figwidth() <= WIDEST
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_each_colour_is_readable_on_white(colour):
+    parts = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in matplotlib.colors.to_rgb(colour)]
+    assert 1.05 / (np.dot(parts, [0.2126, 0.7152, 0.0722]) + 0.05) >= 4.5
 
 
 def test_a_seed_counts_once_however_many_rows_it_has():
@@ -84,7 +124,8 @@ def test_names_of_layers_do_not_overlap(count):
         boxes = [tick.get_window_extent() for tick in ticks]
         assert all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:], strict=False))
     else:  # turned names need their own height as room
-        room = (ax.transData.transform([(1, 0)]) - ax.transData.transform([(0, 0)]))[0, 0]
+        first, second = ax.get_xticks()[:2]
+        room = (ax.transData.transform([(second, 0)]) - ax.transData.transform([(first, 0)]))[0, 0]
         assert room >= ticks[0].get_fontsize() * ax.figure.dpi / 72
 
 
@@ -95,7 +136,7 @@ def test_learning_curves():
     train, test = ax.lines
     np.testing.assert_allclose(train.get_xydata(), [(1, 0.3), (2, 0.6)])
     np.testing.assert_allclose(test.get_xydata(), [(2, 0.4)])
-    assert ax.get_ylabel() == "accuracy (fraction)"
+    assert ax.get_ylabel() == "accuracy (fraction)\nmean and range, 2 seeds"
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["accuracy", "test accuracy"]
 
 

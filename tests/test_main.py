@@ -115,7 +115,7 @@ def test_what_can_be_named_is_listed(capsys):
     assert main(["notebooks"]) == main(["methods"]) == main(["measures"]) == 0
     out = capsys.readouterr().out
     assert "Can the end of one network read the front of another?" in out
-    assert "fitnets" in out and "debiased_cka" in out and "high is alike, from -1 to 1" in out
+    assert "fitnets" in out and "debiased_cka" in out and "high is similar, from -1 to 1" in out
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert capsys.readouterr().out == f"reptrans {reptrans.__version__}\n"

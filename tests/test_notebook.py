@@ -170,18 +170,23 @@ def test_names():
 
 
 def test_a_shown_table_is_rounded_and_without_a_bare_count(capsys):
-    show(pd.DataFrame({"layer": ["bn1", "bn2"], "accuracy": [0.123456, -1e-9], "images": [10, 20]}))
+    show(pd.DataFrame({"layer": ["bn1", "bn2"], "score": [0.123456, -1e-9], "images": [10, 20]}))
     assert capsys.readouterr().out.split("\n") == [
-        "layer  accuracy  images",
-        "  bn1    0.1235      10",
-        "  bn2    0.0000      20",
+        "layer  score  images",
+        "  bn1 0.1235      10",
+        "  bn2 0.0000      20",
         "",
     ]
 
 
 def test_a_shown_table_keeps_names_of_rows(capsys):
-    show(pd.Series([0.5, None], index=["a", "b"], name="accuracy"), digits=2)
-    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [["accuracy"], ["a", "0.50"], ["b"]]
+    show(pd.Series([0.5, None], index=["a", "b"], name="score"), digits=2)
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [["score"], ["a", "0.50"], ["b"]]
+
+
+def test_a_shown_table_has_readers_names(capsys):
+    show(pd.DataFrame({"front_layer": ["bn1"], "cross_entropy": [0.5]}), digits=1)
+    assert capsys.readouterr().out.splitlines()[0].split("  ") == ["layer of the front", "cross-entropy (nats)"]
 
 
 def test_spread_says_mean_sd_and_count():

@@ -20,7 +20,12 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 MOST_LINES, MOST_COLUMNS, MOST_BYTES = 25, 79, 1_000_000
 
+RUNS = sorted((ROOT / "book" / "runs").glob("*.ipynb"))
+# Notebooks, and the runs called like them, whose pictures have no words yet.
+SILENT = ("atlas", "chance", "grounded", "invariances", "similarity", "training")
+
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+each_page = pytest.mark.parametrize("path", [*NOTEBOOKS, *RUNS], ids=lambda path: f"{path.parent.name}-{path.stem}")
 
 
 def code_cells(path: Path) -> list[nbformat.NotebookNode]:
@@ -118,6 +123,19 @@ def test_code_fits_the_page(path):
     for cell, lines in zip(cells, sources, strict=True):
         assert "parameters" in cell.metadata.get("tags", []) or len(lines) <= MOST_LINES, lines[0]
     assert not [line for lines in sources for line in lines if len(line) > MOST_COLUMNS]
+
+
+@each_page
+def test_every_picture_has_words(path):
+    """Beside an alt text, which says what is seen, a caption, which says what is plotted."""
+    pictured = [cell for cell in code_cells(path) if any("image/png" in o.get("data", {}) for o in cell.outputs)]
+    words = [cell.metadata.get("mystnb", {}) for cell in pictured]
+    missing = [
+        cell.source.splitlines()[0]
+        for cell, each in zip(pictured, words, strict=True)
+        if not each.get("image", {}).get("alt", "").strip() or not each.get("figure", {}).get("caption", "").strip()
+    ]
+    assert bool(missing) == (path.stem.startswith(SILENT) and bool(pictured)), missing
 
 
 @each_notebook

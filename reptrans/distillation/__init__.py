@@ -11,6 +11,7 @@ from reptrans.attribution import attention_maps, map_agreement
 from reptrans.distillation.distill import Member, distill, distill_together, loaders
 from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.distillation.methods import METHODS
+from reptrans.moved import moved
 
 __all__ = [
     "METHODS",
@@ -24,3 +25,7 @@ __all__ = [
     "loaders",
     "map_agreement",
 ]
+
+
+def __getattr__(name: str) -> object:
+    return moved(__name__, name)

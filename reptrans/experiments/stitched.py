@@ -27,6 +27,7 @@ from reptrans.experiments.parameters import (
 from reptrans.layers import channel_axes, end, front
 from reptrans.layers.network import run
 from reptrans.notebook import names
+from reptrans.randomness import generator_of
 from reptrans.similarity import Moments, linear_cka
 from reptrans.stitching.direct import DIRECT, AffineMap, departure, direct_matching
 from reptrans.stitching.frozen import collect_moments, kept, logits_of, recognised, rows_of
@@ -319,7 +320,7 @@ class Stitching:
 
     def _start(self, cut: Cut, m: Moments | None) -> StitchedNetwork:
         """The stitch that training starts from."""
-        s, generator = self.settings, torch.Generator().manual_seed(self.seed)
+        s, generator = self.settings, generator_of(self.seed)
         p, q = cut.size
         mask = mask_matrix(s.mask, p, q, m, generator)
         form = s.form if mask is None else "masked"

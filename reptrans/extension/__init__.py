@@ -10,6 +10,7 @@ from reptrans.extension.lens import Lens, LensTraining, ThroughLens, lensed
 from reptrans.extension.losses import hidden_losses
 from reptrans.extension.output import OUTPUT_LOSSES, Outputs, alternating, pcgrad
 from reptrans.extension.sequence import Extended, extend
+from reptrans.moved import moved
 
 __all__ = [
     "MODES",
@@ -30,3 +31,7 @@ __all__ = [
     "pcgrad",
     "reverse_gradient",
 ]
+
+
+def __getattr__(name: str) -> object:
+    return moved(__name__, name)

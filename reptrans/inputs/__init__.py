@@ -25,6 +25,7 @@ from reptrans.inputs.recovery import (
     triviality,
     uniqueness_spread,
 )
+from reptrans.moved import moved
 
 __all__ = [
     "FastFront",
@@ -64,3 +65,7 @@ __all__ = [
     "uniqueness_spread",
     "weighted",
 ]
+
+
+def __getattr__(name: str) -> object:
+    return moved(__name__, name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reptrans.errors import BadValue, Diverged, ShapeMismatch, check_whole, own_arguments
 from reptrans.inputs.fronts import frozen
@@ -15,6 +15,7 @@ from reptrans.inputs.image import Fourier, Pixels, check_images
 from reptrans.inputs.objective import Objective
 from reptrans.inputs.prior import Projection, Term, Transform, total_variation
 from reptrans.inputs.recovery import input_errors, mse, outside
+from reptrans.randomness import generator_of
 from reptrans.training.evaluation import keeping_random_state
 from reptrans.training.rounding import round_to_single
 
@@ -73,7 +74,8 @@ def optimise_input(
     finite loss.
     Source: Mahendran & Vedaldi (2015); Badger's input generation (blog, 2021), whose constants `like_source` gives.
     """
-    image = image if isinstance(image, nn.Module) else Pixels(image)
+    image = Pixels(image) if isinstance(image, Tensor) else image
+    _check_kinds(objective, image, prior)
     check_whole("steps", steps, 0)
     check_whole("points", points, 0)
     if not callable(lr) and not 0 < lr < math.inf:
@@ -102,7 +104,7 @@ class _Descent:
         self.objective, self.image, self.prior, self.portable = objective, image, prior, portable
         self.transforms, self.projection = transforms, projection
         self.reference = None if reference is None else reference.to(image.values)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = generator_of(seed)
         self.alive = torch.ones(len(image.values), dtype=torch.bool, device=image.values.device)
         self.ended = torch.zeros_like(self.alive, dtype=torch.int64)
         self.kept, self.trace = image.values.detach().clone(), []
@@ -192,6 +194,18 @@ def _rate(lr: float | Callable[[float], float], progress: float) -> float:
 
 
 @torch.no_grad()
+def _check_kinds(objective: object, image: object, prior: object) -> None:
+    if not isinstance(objective, Objective):
+        raise BadValue(
+            f"the objective is a {type(objective).__name__}; give class_logit(…), match(…), or, of a function of "
+            "images that gives their losses (n,), Objective(function, (network,))."
+        )
+    if not isinstance(image, (Pixels, Fourier)):
+        raise BadValue(f"the image is a {type(image).__name__}; give Pixels(images) or Fourier(images), which move it.")
+    if not (isinstance(prior, Sequence) and all(map(callable, prior))):
+        raise BadValue(f"prior is {prior!r}; it is a list of terms such as total_variation(0.1), or () for none.")
+
+
 def _check_start(objective: Objective, image: Pixels | Fourier, reference: Tensor | None) -> None:
     images = image()
     losses = objective(images)

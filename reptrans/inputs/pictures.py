@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as tv
 from reptrans.data import Dataset
 from reptrans.data.resize import resized_picture
 from reptrans.errors import BadData, BadValue, ShapeMismatch, UnknownName, suggest
+from reptrans.figures import WIDEST
 from reptrans.paths import expanded
 
 SAMPLES = ("china", "flower")
@@ -45,7 +46,8 @@ def picture_grid(
     `captions`: {name of the row: a text below each of its pictures}.
     """
     height, width = len(pictures), len(next(iter(pictures.values())))
-    size = (1.05 * width + 1.2, 1.05 * height + 0.3)
+    side = min(1.05, (WIDEST - 1.2) / width)
+    size = (side * width + 1.2, side * height + 0.3)
     figure, axes = plt.subplots(height, width, figsize=size, squeeze=False, layout="constrained")
     for row, (name, images) in zip(axes, pictures.items(), strict=True):
         for ax, text in zip(row, (captions or {}).get(name, ()), strict=False):

@@ -10,6 +10,7 @@ from reptrans.l2t.probe import MetaGradient, meta_gradient
 from reptrans.l2t.regressors import Pairs, Together
 from reptrans.l2t.transfer import Meta, Transfer
 from reptrans.l2t.weights import Weights, dead
+from reptrans.moved import moved
 
 __all__ = [
     "METHODS",
@@ -32,3 +33,7 @@ __all__ = [
     "saliency",
     "start_from",
 ]
+
+
+def __getattr__(name: str) -> object:
+    return moved(__name__, name)

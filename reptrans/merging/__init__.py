@@ -10,6 +10,7 @@ from reptrans.merging.fitting import FAIR, SOURCE, Matching, match_models
 from reptrans.merging.interpolate import barrier, interpolated, path_rows, task_vector, with_task_vectors
 from reptrans.merging.repair import reestimated, rescaled
 from reptrans.merging.units import Units, permuted, unit_groups
+from reptrans.moved import moved
 
 __all__ = [
     "ALIGNMENTS",
@@ -31,3 +32,7 @@ __all__ = [
     "unit_groups",
     "with_task_vectors",
 ]
+
+
+def __getattr__(name: str) -> object:
+    return moved(__name__, name)

@@ -6,6 +6,7 @@ Source: Csiszárik, Kőrösi-Szabó, Matszangosz, Papp, Varga 2021, "Similarity 
 Representations".
 """
 
+from reptrans.moved import moved
 from reptrans.stitching.direct import AffineMap, departure, direct_matching
 from reptrans.stitching.initial import INITS, MASKS, initial_map, mask_matrix
 from reptrans.stitching.null import NullStitch, stitch_from_noise, stitch_from_others
@@ -19,3 +20,7 @@ __all__ = [
     "departure", "direct_matching", "initial_map", "inverse_relative", "mask_matrix", "relative",
     "soft_cross_entropy", "soft_target_loss", "stitch_from_noise", "stitch_from_others", "train_stitch",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    return moved(__name__, name)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from reptrans.errors import BadValue, check_whole, choose, own_arguments
+from reptrans.randomness import checked_seed
 
 OPTIMISERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("steps", "one_cycle", "cosine", "constant", "milestones")
@@ -56,8 +57,9 @@ class Plan:
     def __post_init__(self) -> None:
         for name, known in (("optimiser", OPTIMISERS), ("schedule", SCHEDULES), ("precision", tuple(PRECISIONS))):
             choose(getattr(self, name), known, f"{name} is {{}}", BadValue)
-        for name, least in (("epochs", 1), ("seed", 0), ("warmup", 0)):
+        for name, least in (("epochs", 1), ("warmup", 0)):
             check_whole(name, getattr(self, name), least)
+        checked_seed(self.seed)
         for name, (wanted, holds) in _NUMBERS.items():
             if not _holds(value := getattr(self, name), holds) and (name, value) != ("clip", None):
                 raise BadValue(f"{name} is {value!r}; it must be {wanted}.")

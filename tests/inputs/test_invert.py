@@ -68,5 +68,5 @@ def test_a_tensor_is_optimised_as_pixels_of_it(net):
     found = optimise_input(objective, start, steps=3)
     assert torch.equal(found.images, optimise_input(objective, Pixels(start), steps=3).images)
     assert torch.equal(start, noise(2, (3, 12, 12)))
-    with pytest.raises(BadValue, match="images must be a tensor"):
+    with pytest.raises(BadValue, match="the image is a tuple; give Pixels"):
         optimise_input(objective, (2, 3, 12, 12))

@@ -1,0 +1,3 @@
+"""An old address of `reptrans.experiments.atlas`."""
+
+from reptrans.experiments.atlas import *  # noqa: F403
