@@ -19,7 +19,7 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -39,7 +39,7 @@ from pydantic_core import to_jsonable_python
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reptrans.errors import BadData, BadValue, CannotWrite
+from reptrans.errors import BadData, BadValue, CannotWrite, choose
 from reptrans.export import Callback, exporter
 from reptrans.files import atomic, make_folder
 from reptrans.paths import runs_root
@@ -254,6 +254,21 @@ def all_runs() -> pd.DataFrame:
         rows.append({"run": path.parent.name} | {name: record.get(name) for name in ("status", "started", "error")})
     table = pd.DataFrame(rows, columns=["run", "status", "started", "error"])
     return table.sort_values("started", ascending=False, ignore_index=True)
+
+
+def remove_runs(names: Sequence[str] = ()) -> list[str]:
+    """Remove the folders of these runs, by default of all that failed, broke off or are damaged; what was removed.
+
+    Raises UnknownName; BadValue for a run that is at work.
+    """
+    known = all_runs().set_index("run")["status"].to_dict()
+    names = list(names) or [name for name, status in known.items() if status not in ("finished", "running")]
+    for name in names:
+        if choose(name, known, "there is no run {}") == "running":
+            raise BadValue(f"{name} is at work. Stop it first.")
+    for name in names:
+        shutil.rmtree(runs_root() / name)
+    return names
 
 
 @functools.cache
