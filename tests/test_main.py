@@ -81,7 +81,8 @@ def test_the_shell_completes_commands_and_names(capsys):
     lines = ("sw", "sweep"), ("run stitch", "stitching"), ("layers tiny", "tiny10"), ("completion f", "fish"), (
         "sweep stitching --re", "--retry")  # fmt: skip
     for line, wanted in lines:
-        ask = f'COMP_WORDS=(reptrans {line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _reptrans; echo "${{COMPREPLY[@]}}"'
+        place = len(line.split())
+        ask = f'COMP_WORDS=(reptrans {line}); COMP_CWORD={place}; _reptrans; echo "${{COMPREPLY[@]}}"'
         found = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True)
         assert found.stdout.split() == [wanted], line
     assert main(["completion", "zsh"]) == 0 and script in capsys.readouterr().out
