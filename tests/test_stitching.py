@@ -641,7 +641,7 @@ def test_what_does_not_fit_is_refused_before_any_network_is_trained(
         ({"direct": "least square"}, "there is no 'least square'. Did you mean 'least squares'?"),
         ({"seeds": 0}, "greater than or equal to 1"),
         ({"lr": 0.0}, "greater than 0"),
-        ({"layers": "bn1"}, "layers = 'bn1': there is no such parameter. Did you mean 'layer'?"),
+        ({"layers": "bn1"}, "layers = 'bn1': there is no such parameter. Did you mean 'end_layer' or 'layer'?"),
         ({"mask": "semi-match", "init": "eye"},
          "init 'eye' puts weights where mask 'semi-match' has none; take ps_inv, random or ones-zeros"),
         ({"mask": "assignment", "form": "orthogonal"},
