@@ -1,5 +1,8 @@
 """The parameters of a notebook, checked in a running IPython and through papermill's command line."""
 
+import ctypes
+import platform
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -280,3 +283,16 @@ def test_errors_of_the_package_are_their_message_alone(shell, capsys):
     assert capsys.readouterr().out == "LayerNotFound: no layer 'bn9'.\nDid you mean 'bn1'?\n"
     shell.run_cell("1 / 0", store_history=True)
     assert "Traceback" in capsys.readouterr().out
+
+
+def test_freed_memory_stays_with_the_process(shell):
+    parameters(P)
+    libc, faults, size = ctypes.CDLL(None), [], 2**27
+    libc.malloc.restype = ctypes.c_void_p
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        block = libc.malloc(ctypes.c_size_t(size))
+        ctypes.memset(block, 1, size)
+        libc.free(ctypes.c_void_p(block))
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert faults[1] < 30 or platform.libc_ver()[0] != "glibc"
