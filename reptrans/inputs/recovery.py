@@ -112,13 +112,13 @@ def blurred_to(images: Tensor, errors: Tensor) -> Tensor:
         low, high = 1e-3, float(side)
         for _ in range(20):
             middle = (low * high) ** 0.5
-            done = _gaussian_blur(image, middle, side - 1)
+            done = gaussian_blur(image, middle, side - 1)
             low, high = (low, middle) if aligned_mse(done, image).item() > error else (middle, high)
         found.append(done)
     return torch.cat(found)
 
 
-def _gaussian_blur(images: Tensor, width: float, reach: int) -> Tensor:
+def gaussian_blur(images: Tensor, width: float, reach: int) -> Tensor:
     """Images (n, c, h, w) blurred by a Gaussian of this standard deviation, cut off at `reach` pixels, one side after
     the other; the borders are mirrored."""
     weights = (-0.5 * (torch.arange(-reach, reach + 1).to(images) / width).square()).exp()
