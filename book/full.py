@@ -8,6 +8,7 @@ block of comments is the run's title and description; a second block is for whoe
 """
 
 import ast
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from reptrans.errors import NotAvailable, ReptransError, UnknownName, suggest
 from reptrans.training import pick_device
 
 ROOT = Path(__file__).resolve().parent.parent
+INJECTED = "Parameters of this run"
 UNREAD = "*Still to be read: what follows was written about the notebook's own, smaller run.*"
 
 
@@ -95,10 +97,20 @@ def finished(executed: nbformat.NotebookNode, run: str, former: nbformat.Noteboo
         for trace in ("papermill", "execution", "widgets"):
             part.metadata.pop(trace, None)
     executed.metadata.get("language_info", {}).pop("version", None)
+    for cell in executed.cells:
+        cell.source = moved(cell.source) if cell.cell_type == "markdown" else cell.source
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.metadata |= {"tags": ["injected-parameters", "hide-input"], "mystnb": {"code_prompt_show": INJECTED}}
     executed.cells[0].source = description(run)
     reading = _reading(executed)
     reading.source = _reading(former).source if former else f"{UNREAD}\n\n{reading.source}"
     return executed
+
+
+def moved(text: str) -> str:
+    """A notebook's text with its links and pictures as they are reached from book/runs."""
+    text = re.sub(r"\]\((\w+\.ipynb)", r"](../../notebooks/\1", text)
+    return text.replace("](../book/runs/", "](").replace("](../book/", "](../")
 
 
 def _made(run: str) -> bool:

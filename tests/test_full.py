@@ -150,8 +150,18 @@ def test_a_run_is_stored_with_its_own_title(checkout, gpu, capsys):
     assert found.cells[4].source == f"{FULL.UNREAD}\n\nRead so."
     assert found.cells[3].outputs[0].text == "a: b 1\n"
     assert not any({"papermill", "execution"} & set(part.metadata) for part in (found, *found.cells))
+    assert found.cells[2].metadata == {
+        "tags": ["injected-parameters", "hide-input"], "mystnb": {"code_prompt_show": FULL.INJECTED}
+    }  # fmt: skip
     assert "version" not in found.metadata.language_info
     assert FULL.stored("tiny") == {"divisor": 4, "name": "a: b"} and FULL.chosen([]) == []
+
+
+def test_links_are_those_from_its_folder():
+    text = "[a](../book/api/x.md) ![b](../book/diagrams/b.svg) [c](tiny.ipynb) [d](../book/runs/tiny_small.ipynb)"
+    assert FULL.moved(text) == (
+        "[a](../api/x.md) ![b](../diagrams/b.svg) [c](../../notebooks/tiny.ipynb) [d](tiny_small.ipynb)"
+    )
 
 
 @pytest.fixture
