@@ -6,9 +6,10 @@ reptrans notebooks                     the notebooks, and what each asks
 reptrans copy stitching                a working copy of a notebook, in this folder
 reptrans lab stitching                 the same, opened in JupyterLab
 reptrans sweep stitching -p …          the notebook with many parameters, and one table of what came out
-reptrans runs                          the runs that are kept, and how they ended
+reptrans runs                          the runs that are kept, and how they ended; reptrans runs rm removes broken ones
 reptrans layers resnet20_w3            the layers of a network, and where it can be cut
 reptrans networks, datasets, methods, measures        what can be named
+reptrans completion bash               a script by which the shell completes all these; or zsh, fish
 
 `python -m reptrans` is the same.
 """
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from reptrans import packaged, paths
+from reptrans import completion, packaged, paths
 from reptrans.data import dataset_names
 from reptrans.errors import BadValue, NotAvailable, ReptransError
 from reptrans.layers import layer_table
@@ -80,7 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands.add_parser("methods", help="the methods of feature distillation").set_defaults(run=_methods)
     commands.add_parser("measures", help="the measures of similarity").set_defaults(run=_measures)
-    commands.add_parser("runs", help="the runs that are kept, and how they ended").set_defaults(run=_runs)
+    runs = commands.add_parser("runs", help="the runs that are kept, and how they ended; rm removes broken ones")
+    runs.add_argument("action", nargs="?", choices=["rm"], help="remove the runs that are named, or all that broke")
+    runs.add_argument("names", nargs="*", metavar="RUN", help="as the table names them")
+    runs.set_defaults(run=_runs)
+    shells = commands.add_parser("completion", help="a script for the shell, which then completes names")
+    shells.add_argument("shell", choices=["bash", "zsh", "fish"])
+    shells.set_defaults(run=lambda given: _completion(given.shell, commands.choices))
     _add_sweep(commands.add_parser("sweep", help="a notebook with many parameters, and one table of what came out"))
     return parser
 
@@ -181,9 +188,18 @@ def _measures(given: argparse.Namespace) -> str:
 
 
 def _runs(given: argparse.Namespace) -> str:
-    from reptrans.runs import all_runs
+    from reptrans.runs import all_runs, remove_runs
 
+    if given.action:
+        return "\n".join(remove_runs(given.names)) or "no run is broken"
     return as_text(all_runs())
+
+
+def _completion(shell: str, commands: dict[str, argparse.ArgumentParser]) -> str:
+    words = {name: sorted(command._option_string_actions) for name, command in commands.items()}
+    for names, own in ((packaged.notebooks(), ("run", "copy", "lab", "sweep")), (model_names(), ("layers",))):
+        words |= {name: [*names, *words[name]] for name in own}
+    return completion.script(shell, words | {"runs": ["rm"], "completion": ["bash", "zsh", "fish"]})
 
 
 def _layers(given: argparse.Namespace) -> str:

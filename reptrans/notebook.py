@@ -42,6 +42,7 @@ __all__ = [
     "some_names",
     "spread",
     "style",
+    "summary",
 ]
 
 HELP = "papermill --help-notebook explains every parameter"
@@ -210,6 +211,14 @@ def spread(rows: pd.DataFrame, by: list[str], values: list[str], digits: int = 4
 
     table = groups[values].agg(cell).reset_index()
     return table.assign(n=groups.size().to_numpy())
+
+
+def summary(rows: pd.DataFrame, by: list[str], values: list[str]) -> pd.DataFrame:
+    """The same as numbers, for files: VALUE_mean and VALUE_sd of each value, NaN for the sd of a single row; and n."""
+    groups = rows.groupby(by, sort=False)
+    table = groups[values].agg(["mean", "std"])
+    table.columns = [f"{value}_{'sd' if what == 'std' else what}" for value, what in table.columns]
+    return table.assign(n=groups.size()).reset_index()
 
 
 def _decimals(sd: float, most: int) -> int:

@@ -2,7 +2,9 @@
 
 import importlib
 import importlib.util
+import os
 import re
+import time
 from pathlib import Path
 
 import nbformat
@@ -10,7 +12,8 @@ import pytest
 import torch
 from papermill import PapermillExecutionError
 
-from reptrans.errors import NotAvailable, UnknownName
+from reptrans.errors import NotAvailable, OutOfTime, UnknownName
+from reptrans.experiments.parameters import piece
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -177,6 +180,35 @@ def papermill(monkeypatch):
         nbformat.write(found, new)
 
     monkeypatch.setattr(FULL.papermill, "execute_notebook", execute)
+
+
+def test_a_run_that_is_out_of_time_stops_all_and_is_no_failure(checkout, monkeypatch, capsys):
+    monkeypatch.setenv("REPTRANS_UNTIL", "")
+    asked = []
+
+    def execute(notebook, *_, **__):
+        asked.append(notebook.stem)
+        late = time.time() + 1400 < float(os.environ["REPTRANS_UNTIL"]) < time.time() + 1500
+        raise PapermillExecutionError(2, 1, "", "OutOfTime" if late else "BadValue", "the time is over.", [])
+
+    monkeypatch.setattr(FULL.papermill, "execute_notebook", execute)
+    assert FULL.main(["--budget", "25m", "tiny_other_bad", "tiny_small"]) == 0
+    assert asked == ["tiny_other"] and capsys.readouterr().out.endswith("tiny_other_bad: the time is over.\n")
+    assert FULL.main(["--budget", "25", "tiny_small"]) == 2
+    assert capsys.readouterr().err == (
+        "BadValue: the budget is '25'; give a number and a unit, s, m or h, as in 25m.\n"
+    )
+
+
+def test_a_piece_is_not_begun_when_it_is_late(tmp_path, monkeypatch):
+    path = tmp_path / "piece.safetensors"
+    monkeypatch.setenv("REPTRANS_UNTIL", str(time.time() - 1))
+    with pytest.raises(OutOfTime, match="^the time given is over. What is done is kept; start the same run again"):
+        piece(path, dict)
+    monkeypatch.setenv("REPTRANS_UNTIL", str(time.time() + 100))
+    assert piece(path, lambda: {"a": 1}) == {"a": 1}
+    monkeypatch.setenv("REPTRANS_UNTIL", "0")
+    assert piece(path, dict) == {"a": 1}
 
 
 def test_a_failed_run_stops_no_other(checkout, papermill, capsys):
