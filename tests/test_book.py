@@ -44,9 +44,9 @@ def test_reference_has_every_public_name(book, name):
 
 @cache
 def pages(site: Path) -> dict[str, str]:
-    """All pages but the front door, which only leads on to another."""
-    found = {path.relative_to(site).as_posix(): path for path in site.rglob("*.html") if "_static" not in path.parts}
-    return {name: path.read_text("utf-8") for name, path in found.items() if name != "index.html"}
+    """All pages but the front doors, which only lead on to another."""
+    found = [path for path in site.rglob("*.html") if "_static" not in path.parts and path.name != "index.html"]
+    return {path.relative_to(site).as_posix(): path.read_text("utf-8") for path in found}
 
 
 @pytest.fixture
@@ -93,14 +93,17 @@ def test_previews_show_pictures_that_exist(book):
 
 
 def test_titles_tell_pages_apart(book):
-    titles = Counter(re.search("<title>(.*?)</title>", text)[1] for text in pages(book.site).values())
-    assert [title for title, count in titles.items() if count > 1] == []
-    assert "· notebook" in re.search("<title>(.*?)</title>", pages(book.site)["notebooks/stitching.html"])[1]
+    titles = {name: re.search("<title>(.*?)</title>", text)[1] for name, text in pages(book.site).items()}
+    counts = Counter((name.startswith("es/"), title) for name, title in titles.items())
+    assert [title for (_, title), count in counts.items() if count > 1] == []
+    assert "· notebook" in titles["notebooks/stitching.html"]
 
 
-def test_the_sitemap_has_every_page(book):
-    listed = re.findall(rf"<loc>{ADDRESS}(.*?)</loc>", (book.site / "sitemap.xml").read_text("utf-8"))
-    assert sorted(listed) == sorted({*pages(book.site), "index.html"} - {"search.html"})
+def test_the_sitemaps_have_every_page(book):
+    maps = "".join(path.read_text("utf-8") for path in book.site.rglob("sitemap.xml"))
+    fronts = {path.relative_to(book.site).as_posix() for path in book.site.rglob("index.html")}
+    searches = {"search.html", "es/search.html"}
+    assert sorted(re.findall(rf"<loc>{ADDRESS}(.*?)</loc>", maps)) == sorted({*pages(book.site), *fronts} - searches)
     assert f"Sitemap: {ADDRESS}sitemap.xml" in (book.site / "robots.txt").read_text("utf-8")
 
 
@@ -117,7 +120,10 @@ def test_parts_that_nobody_needs_are_left_out(book, left_out):
 
 
 def test_only_the_search_loads_the_index(book):
-    assert [name for name, text in pages(book.site).items() if "searchindex.js" in text] == ["search.html"]
+    assert {name for name, text in pages(book.site).items() if "searchindex.js" in text} == {
+        "search.html",
+        "es/search.html",
+    }
 
 
 def test_results_of_a_search_are_quoted_from_the_text(book):

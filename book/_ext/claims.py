@@ -235,7 +235,7 @@ def add_script(app: Sphinx, page: str, template: str, context: dict, doctree: ob
 
 
 def write_json(app: Sphinx, failure: Exception | None) -> None:
-    if not failure and app.builder.format == "html":
+    if not failure and app.builder.format == "html" and PAGE in app.env.found_docs:
         data = as_json(_claims(app), app.config.html_baseurl)
         (Path(app.outdir) / f"{PAGE}.json").write_text(json.dumps(data, indent=1, ensure_ascii=False), "utf-8")
 

@@ -60,11 +60,12 @@ def kind(page: str) -> str:
 def preview(app: Sphinx, page: str, title: str, doctree: nodes.document | None) -> str:
     """Tags for search engines, and for those who show a link as a card."""
     address = app.config.html_baseurl
+    english = address.removesuffix(f"{app.config.language}/")  # an edition has no copy of what the book has
     shown = [app.builder.images.get(image["uri"]) for image in doctree.findall(nodes.image)] if doctree else []
-    picture = next((f"_images/{name}" for name in shown if name), "_static/cards/stitching.png")
+    picture = next((f"{address}_images/{name}" for name in shown if name), f"{english}_static/cards/stitching.png")
     text = described(doctree) or app.config.project
     tags = {"og:title": title, "og:type": "article", "og:url": f"{address}{page}.html", "og:site_name": "reptrans"}
-    tags |= {"og:description": text, "og:image": address + picture}
+    tags |= {"og:description": text, "og:image": picture}
     tags = [f'<meta property="{name}" content="{escape(value)}" />' for name, value in tags.items()]
     return "\n".join([f'<meta name="description" content="{escape(text)}" />', *tags])
 
