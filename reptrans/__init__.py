@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
     from reptrans.extension import Outputs as Outputs
     from reptrans.extension import extend as extend
     from reptrans.inputs import class_logit as class_logit
+    from reptrans.inputs import invert as invert
     from reptrans.inputs import match as match
     from reptrans.inputs import optimise_input as optimise_input
     from reptrans.l2t import Transfer as Transfer
@@ -42,6 +43,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
     from reptrans.models import build as build
     from reptrans.models import model_names as model_names
     from reptrans.runs import Run as Run
+    from reptrans.shortcuts import stitch as stitch
     from reptrans.similarity import MEASURES as MEASURES
     from reptrans.similarity import Features as Features
     from reptrans.similarity import Moments as Moments
@@ -70,12 +72,13 @@ _HOMES = {
     "reptrans.distillation": ("METHODS", "Method", "Pair", "Stage", "distill"),
     "reptrans.matching": ("Match", "Teacher"),
     "reptrans.extension": ("Hidden", "Outputs", "extend"),
-    "reptrans.inputs": ("class_logit", "match", "optimise_input"),
+    "reptrans.inputs": ("class_logit", "invert", "match", "optimise_input"),
     "reptrans.merging": ("aligned", "match_models"),
     "reptrans.l2t": ("Transfer", "meta_gradient"),
     "reptrans.stitching": ("Stitch", "StitchedNetwork", "direct_matching"),
     "reptrans.experiments.autoencoding": ("autoencode",),
     "reptrans.experiments.stitched": ("Stitching", "StitchingSettings"),
+    "reptrans.shortcuts": ("stitch",),
     "reptrans.runs": ("Run",),
     "reptrans.sweeps": ("sweep",),
 }

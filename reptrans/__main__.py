@@ -1,13 +1,15 @@
 """The small command line: notebooks run, copied and swept, and what can be named in their parameters.
 
 reptrans run stitching -p layer bn3    a notebook with these parameters; says where the results are
+reptrans diff a.pt b.pt --data digits  what differs between two networks, on one page
 reptrans notebooks                     the notebooks, and what each asks
 reptrans copy stitching                a working copy of a notebook, in this folder
 reptrans lab stitching                 the same, opened in JupyterLab
 reptrans sweep stitching -p …          the notebook with many parameters, and one table of what came out
-reptrans runs                          the runs that are kept, and how they ended
+reptrans runs                          the runs that are kept, and how they ended; reptrans runs rm removes broken ones
 reptrans layers resnet20_w3            the layers of a network, and where it can be cut
 reptrans networks, datasets, methods, measures        what can be named
+reptrans completion bash               a script by which the shell completes all these; or zsh, fish
 
 `python -m reptrans` is the same.
 """
@@ -22,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from reptrans import packaged, paths
+from reptrans import completion, packaged, paths
 from reptrans.data import dataset_names
 from reptrans.errors import BadValue, NotAvailable, ReptransError
 from reptrans.layers import layer_table
@@ -53,6 +55,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="given")
     run.add_argument("-f", metavar="FILE", dest="file", help="parameters in YAML: a path, or the name of a larger run")
     run.set_defaults(run=_run)
+    diff = commands.add_parser("diff", help="what differs between two networks, on one page")
+    for letter in "ab":
+        diff.add_argument(letter, help="NETWORK, NETWORK@FILE with its weights, or FILE of a network of this package")
+    diff.add_argument("--data", default="", help="a name, or folder:PATH (default: digits)")
+    diff.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="given")
+    diff.set_defaults(run=_diff)
     commands.add_parser("notebooks", help="the notebooks that there are").set_defaults(run=_notebooks)
     for name, does in (("copy", "a working copy of a notebook"), ("lab", "a working copy, opened in JupyterLab")):
         copy = commands.add_parser(name, help=does)
@@ -73,7 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands.add_parser("methods", help="the methods of feature distillation").set_defaults(run=_methods)
     commands.add_parser("measures", help="the measures of similarity").set_defaults(run=_measures)
-    commands.add_parser("runs", help="the runs that are kept, and how they ended").set_defaults(run=_runs)
+    runs = commands.add_parser("runs", help="the runs that are kept, and how they ended; rm removes broken ones")
+    runs.add_argument("action", nargs="?", choices=["rm"], help="remove the runs that are named, or all that broke")
+    runs.add_argument("names", nargs="*", metavar="RUN", help="as the table names them")
+    runs.set_defaults(run=_runs)
+    shells = commands.add_parser("completion", help="a script for the shell, which then completes names")
+    shells.add_argument("shell", choices=["bash", "zsh", "fish"])
+    shells.set_defaults(run=lambda given: _completion(given.shell, commands.choices))
     _add_sweep(commands.add_parser("sweep", help="a notebook with many parameters, and one table of what came out"))
     return parser
 
@@ -123,6 +137,16 @@ def _run(given: argparse.Namespace) -> int:
     return 0
 
 
+def _diff(given: argparse.Namespace) -> int:
+    from reptrans.runs import read_record
+
+    if packaged.diff(given.a, given.b, given.data, given.given) is None:
+        return 1
+    newest = max(paths.runs_root().glob("diff-*/report.html"), key=lambda path: path.stat().st_mtime)
+    print(f"{read_record(newest.parent)['reading']}\n\nThe page: {paths.shown(newest)}")
+    return 0
+
+
 def _notebooks(given: argparse.Namespace) -> str:
     titles = {name: _title(path) for name, path in packaged.notebooks().items()}
     widest = max(map(len, titles))
@@ -155,14 +179,27 @@ def _methods(given: argparse.Namespace) -> str:
 def _measures(given: argparse.Namespace) -> str:
     from reptrans.similarity import MEASURES
 
-    lines = (f"{m.name:26} {m.alike} is alike, from {m.range[0]:g} to {m.range[1]:g}" for m in MEASURES.values())
+    ends = {True: "high", False: "low"}
+    lines = (
+        f"{m.name:26} {ends[m.higher_is_better]} is similar, from {m.range[0]:g} to {m.range[1]:g}"
+        for m in MEASURES.values()
+    )
     return "\n".join(lines)
 
 
 def _runs(given: argparse.Namespace) -> str:
-    from reptrans.runs import all_runs
+    from reptrans.runs import all_runs, remove_runs
 
+    if given.action:
+        return "\n".join(remove_runs(given.names)) or "no run is broken"
     return as_text(all_runs())
+
+
+def _completion(shell: str, commands: dict[str, argparse.ArgumentParser]) -> str:
+    words = {name: sorted(command._option_string_actions) for name, command in commands.items()}
+    for names, own in ((packaged.notebooks(), ("run", "copy", "lab", "sweep")), (model_names(), ("layers",))):
+        words |= {name: [*names, *words[name]] for name in own}
+    return completion.script(shell, words | {"runs": ["rm"], "completion": ["bash", "zsh", "fish"]})
 
 
 def _layers(given: argparse.Namespace) -> str:

@@ -37,13 +37,13 @@ class Effect:
 
     def p_below(self, value: float) -> float:
         """One-sided p for a true mean of `value` or more; NaN where there is no interval, or no value."""
-        from scipy import stats
+        from scipy.special import stdtr
 
         if math.isnan(value) or self.n < 2:
             return math.nan
         if self.sd == 0:
             return 2.0**-self.n if self.mean < value else 1.0
-        return float(stats.t.cdf((self.mean - value) / (self.sd / math.sqrt(self.n)), self.n - 1))
+        return float(stdtr(self.n - 1, (self.mean - value) / (self.sd / math.sqrt(self.n))))
 
 
 def effect(differences: Iterable[float], level: float = LEVEL) -> Effect:
@@ -52,7 +52,7 @@ def effect(differences: Iterable[float], level: float = LEVEL) -> Effect:
     Where all n differences are equal the sd says nothing, and p is the sign test's, 2 ** (1 - n).
     Raises BadData for no difference, or one that is not finite.
     """
-    from scipy import stats
+    from scipy.special import stdtr, stdtrit
 
     values = [float(value) for value in differences]
     if not values or not all(map(math.isfinite, values)):
@@ -64,8 +64,8 @@ def effect(differences: Iterable[float], level: float = LEVEL) -> Effect:
     error = sd / math.sqrt(n)
     if error <= 1e-12 * max(1.0, abs(mean)):
         return Effect(mean, 0.0, mean, mean, 2.0 ** (1 - n) if mean else 1.0, n)
-    reach = error * stats.t.ppf((1 + level) / 2, n - 1)
-    return Effect(mean, sd, mean - reach, mean + reach, float(2 * stats.t.sf(abs(mean) / error, n - 1)), n)
+    reach = error * float(stdtrit(n - 1, (1 + level) / 2))
+    return Effect(mean, sd, mean - reach, mean + reach, float(2 * stdtr(n - 1, -abs(mean) / error)), n)
 
 
 def holm(p: Iterable[float]) -> list[float]:

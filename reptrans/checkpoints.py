@@ -40,7 +40,7 @@ __all__ = [
 
 State = dict[str, Tensor]
 
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".th", ".tar")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".th", ".tar")
 # Where the weights lie in what training scripts save: of several, the first of these is taken.
 _NESTING = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema")
 # Names before the network's own: of several GPUs, of torch.compile, of a module that holds it for training.
@@ -64,8 +64,8 @@ def read_weights(path: str | Path, part: str = "") -> State:
     or has no weights; BadValue for another suffix or part.
     """
     path = paths.expanded(path, "a checkpoint")
-    if path.suffix.lower() not in _SUFFIXES:
-        raise BadValue(f"{path.name} has the suffix {path.suffix!r}. Possible: {', '.join(_SUFFIXES)}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise BadValue(f"{path.name} has the suffix {path.suffix!r}. Possible: {', '.join(SUFFIXES)}")
     state = load_tensors(path)[0] if path.suffix.lower() == ".safetensors" else _unpickled(existing(path))
     return _weights_in(state, path, part)
 

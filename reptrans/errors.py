@@ -5,7 +5,12 @@ from the built-in error that a Python programmer would expect to catch.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+_Called = TypeVar("_Called", bound=Callable)
 
 
 class ReptransError(Exception):
@@ -60,6 +65,10 @@ class Diverged(ReptransError, ArithmeticError):
     """A loss term became NaN or infinite; the term, the step and the learning rate are named."""
 
 
+class OutOfTime(ReptransError, TimeoutError):
+    """The time given to a run is over; all that was done is kept."""
+
+
 def choose(
     name: object,
     table: Iterable,
@@ -107,6 +116,45 @@ def suggest(name: object, options: Iterable[str], what: str = "Possible") -> str
 
 
 def near(name: object, options: Iterable[str], most: int = 5) -> str:
-    """ "Did you mean 'a' or 'b'? ", or nothing: alone for lists of a thousand names, which no message should hold."""
-    found = sorted(difflib.get_close_matches(str(name), list(options), n=most))
+    """ "Did you mean 'a' or 'b'? ", or nothing: alone for lists of a thousand names, which no message should hold.
+
+    Capital letters do not matter, and names that contain the text are nearest.
+    """
+    text, folded = str(name).casefold(), {option.casefold(): option for option in map(str, options)}
+    holding = [text] if text in folded else [option for option in folded if len(text) > 2 and text in option]
+    close = holding[:most] or difflib.get_close_matches(text, folded, n=most)
+    found = sorted(folded[option] for option in close)
     return f"Did you mean {' or '.join(map(repr, found))}? " if found else ""
+
+
+class Table(dict):
+    """A dict by name, whose error for a name that it does not have is UnknownName; `what` it holds stands in it."""
+
+    def __init__(self, what: str, entries: Mapping):
+        super().__init__(entries)
+        self.what = what
+
+    def __missing__(self, name: str) -> object:
+        raise UnknownName(f"there is no {self.what} {name!r}. {suggest(name, self)}")
+
+
+def own_arguments(called: _Called) -> _Called:
+    """The function or class, which refuses an argument that it does not have by its near names: BadValue.
+
+    >>> own_arguments(lambda optimiser: optimiser)(optimizer="adam")
+    Traceback (most recent call last):
+    reptrans.errors.BadValue: <lambda> has no argument 'optimizer'. Did you mean 'optimiser'? Possible: optimiser
+    """
+    if isinstance(called, type):
+        called.__init__ = own_arguments(called.__init__)
+        return called
+    names = [name for name in inspect.signature(called).parameters if name != "self"]
+
+    @functools.wraps(called)
+    def checked(*args, **given):
+        for name in given:
+            who = called.__qualname__.removesuffix(".__init__").rpartition(".")[2]
+            choose(name, names, f"{who} has no argument {{}}", BadValue)
+        return called(*args, **given)
+
+    return checked

@@ -43,7 +43,10 @@ def atomic(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}-{uuid4().hex[:8]}{path.suffix}")
     try:
         with refusals(f"could not write {path.name} in {path.parent}", path.parent):
+            temporary.touch()
+            mode = temporary.stat().st_mode  # some writers would leave a file that its owner alone can read
             yield temporary
+            temporary.chmod(mode)
             _flush(temporary, os.O_RDWR)  # a power cut after the rename cannot leave an empty file
             os.replace(temporary, path)
             if hasattr(os, "O_DIRECTORY"):

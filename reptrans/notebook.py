@@ -10,8 +10,11 @@ In a notebook:
 """
 
 import csv
+import ctypes
 import io
 import math
+import platform
+import re
 import reprlib
 from collections.abc import Iterable, Sequence
 from symtable import symtable
@@ -23,12 +26,13 @@ from IPython.display import display
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
-from reptrans.errors import BadValue, UnknownName, suggest
+from reptrans.errors import BadValue, ReptransError, UnknownName, near, suggest
 from reptrans.labels import LABELS
 
 __all__ = [
     "Parameters",
     "as_text",
+    "checked",
     "listed",
     "names",
     "once",
@@ -38,13 +42,13 @@ __all__ = [
     "some_names",
     "spread",
     "style",
+    "summary",
 ]
 
 HELP = "papermill --help-notebook explains every parameter"
 
 MOST = 10**9  # no parameter is a number beyond it
 
-_Model = TypeVar("_Model", bound=BaseModel)
 _Item = TypeVar("_Item")
 
 
@@ -52,10 +56,18 @@ class Parameters(BaseModel):
     """The parameters of a notebook: unknown names are refused and nothing is converted, except an int to a float.
 
     So the text "1,2" stays a text, 1e3 is no integer, True is no number, and NaN, infinity and numbers beyond `MOST`
-    are refused.
+    are refused. Raises UnknownName, BadValue, either with all that is wrong.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    def __init__(self, **given: Any):
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            raise _refusal(type(self), error, type(self).__name__) from None
+
+    __init__.__pydantic_base_init__ = True  # it only words errors, so pydantic's own validation need not come here
 
     @field_validator("*")
     @classmethod
@@ -63,6 +75,9 @@ class Parameters(BaseModel):
         if isinstance(value, (int, float)) and abs(value) > MOST:
             raise ValueError(f"numbers are taken from {-MOST:,} to {MOST:,}")
         return value
+
+
+_Model = TypeVar("_Model", bound=Parameters)
 
 
 def parameters(model: type[_Model]) -> _Model:
@@ -76,6 +91,7 @@ def parameters(model: type[_Model]) -> _Model:
         UnknownName: a name that is no field of the model.
         BadValue: a value the model refuses; or no notebook is running. Either lists all that is wrong at once.
     """
+    _keep_memory()
     shell = get_ipython()
     if shell is None:
         raise BadValue(
@@ -83,21 +99,17 @@ def parameters(model: type[_Model]) -> _Model:
             "instead."
         )
     fields, variables = model.model_fields, shell.user_ns
-    unknown = [name for name in _injected(variables.get("In", [])) if name not in fields]
-    problems = [
-        f"{name} = {_brief(variables.get(name))}: there is no such parameter. {suggest(name, fields)}"
-        for name in unknown
-    ]
-    given = {name: _as_typed(variables[name], field) for name, field in fields.items() if name in variables}
+    given = {name: variables.get(name) for name in _injected(variables.get("In", [])) if name not in fields}
+    given |= {name: _as_typed(variables[name], field) for name, field in fields.items() if name in variables}
+    return checked(model, given)
+
+
+def checked(model: type[_Model], given: dict[str, Any]) -> _Model:
+    """The values `given` by name as one value, where no notebook is running. Raises as `parameters` does."""
     try:
-        checked = model.model_validate(given)
-        if not unknown:
-            return checked
+        return model.model_validate(given)
     except ValidationError as error:
-        problems += [_refused(entry) for entry in error.errors(include_url=False)]
-    count = "1 parameter is" if len(problems) == 1 else f"{len(problems)} parameters are"
-    kind = UnknownName if unknown else BadValue
-    raise kind("\n  ".join([f"{count} not as the notebook needs:", *problems]) + f"\n{HELP}") from None
+        raise _refusal(model, error, "the notebook", f"\n{HELP}") from None
 
 
 def names(text: str, options: Iterable[str] | None = None) -> list[str]:
@@ -201,6 +213,14 @@ def spread(rows: pd.DataFrame, by: list[str], values: list[str], digits: int = 4
     return table.assign(n=groups.size().to_numpy())
 
 
+def summary(rows: pd.DataFrame, by: list[str], values: list[str]) -> pd.DataFrame:
+    """The same as numbers, for files: VALUE_mean and VALUE_sd of each value, NaN for the sd of a single row; and n."""
+    groups = rows.groupby(by, sort=False)
+    table = groups[values].agg(["mean", "std"])
+    table.columns = [f"{value}_{'sd' if what == 'std' else what}" for value, what in table.columns]
+    return table.assign(n=groups.size()).reset_index()
+
+
 def _decimals(sd: float, most: int) -> int:
     """So many that two digits of `sd` show, from 0 to `most`; of no number, three or fewer."""
     if math.isnan(sd):
@@ -230,6 +250,19 @@ class _Shown:
         return self._table.to_string(**self._options)
 
 
+def _keep_memory() -> None:
+    """Let freed blocks of up to 1 GiB stay with this process.
+
+    Otherwise glibc gives those above 32 MiB back, and the system clears every page of the next one: a fifth of a
+    stitching run.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of <malloc.h>
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 2**30)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
 def _injected(cells: list[str]) -> list[str]:
     """The names assigned in the latest cell that begins with `# Parameters`."""
     marked = [cell for cell in cells if cell.lstrip().startswith("# Parameters")]
@@ -246,12 +279,25 @@ def _as_typed(value: Any, field: FieldInfo) -> Any:
     return str(value) if field.annotation is str and type(value) is int and not digits else value
 
 
-def _refused(entry: dict[str, Any]) -> str:
+def _refusal(model: type[Parameters], error: ValidationError, who: str, after: str = "") -> ReptransError:
+    """What pydantic refused, as one error of this package: unknown names first, a line for each."""
+    entries = sorted(error.errors(include_url=False), key=lambda entry: entry["type"] != "extra_forbidden")
+    count = "1 parameter is" if len(entries) == 1 else f"{len(entries)} parameters are"
+    kind = UnknownName if entries[0]["type"] == "extra_forbidden" else BadValue
+    lines = [_refused(entry, model.model_fields) for entry in entries]
+    return kind("\n  ".join([f"{count} not as {who} needs:", *lines]) + after)
+
+
+def _refused(entry: dict[str, Any], fields: Iterable[str]) -> str:
     """One line for one entry of pydantic's list of errors."""
     name = ".".join(str(part) for part in entry["loc"])
+    if entry["type"] == "extra_forbidden":
+        return f"{name} = {_brief(entry['input'])}: there is no such parameter. {suggest(name, fields)}"
     if entry["type"] == "missing":
-        return f"{name}: not set. Give it a value in the notebook's cell of parameters"
+        return f"{name}: not set. Give it a value"
     message = entry["msg"].removeprefix("Value error, ")
+    if entry["type"] == "literal_error":
+        message = near(entry["input"], re.findall(r"'([^']*)'", entry["ctx"]["expected"])) + message
     if entry["type"] == "string_type":
         message = f"a text is needed. Put it in quotes; to papermill, give it by -r {name} TEXT"
     return f"{name} = {_brief(entry['input'])}: {message}" if name else message

@@ -10,6 +10,21 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+from reptrans.errors import BadValue, check_whole
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """A generator on the CPU that begins at `seed`. Raises BadValue for what is no whole number from 0 to 2⁶³ - 1."""
+    return torch.Generator().manual_seed(checked_seed(seed))
+
+
+def checked_seed(seed: int) -> int:
+    """The seed itself, as Python's own number. Raises BadValue as `generator_of`."""
+    check_whole("seed", seed, 0)
+    if seed >= 2**63:
+        raise BadValue(f"seed is {seed}; it must be below 2^63, {2**63}.")
+    return int(seed)
+
 
 @contextmanager
 def drawing(seed: int, double: bool = True) -> Iterator[None]:
@@ -17,6 +32,7 @@ def drawing(seed: int, double: bool = True) -> Iterator[None]:
 
     `double` False: new tensors are of the type that they usually are.
     """
+    seed = checked_seed(seed)
     # torch.manual_seed would also reseed the GPUs, which fork_rng(devices=[]) does not restore.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), in_double() if double else nullcontext():
         torch.default_generator.manual_seed(seed)

@@ -19,7 +19,7 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -39,25 +39,36 @@ from pydantic_core import to_jsonable_python
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reptrans.errors import BadData, BadValue, CannotWrite
+from reptrans.errors import BadData, BadValue, CannotWrite, choose
+from reptrans.export import Callback, exporter
 from reptrans.files import atomic, make_folder
 from reptrans.paths import runs_root
-from reptrans.report import write_report
+from reptrans.report import write_page, write_report
 
 
 class Run:
     """One run of an experiment and the folder that keeps it.
 
     Attributes: `name`; `parameters`, a dict of plain values; `key`, the first 8 hex digits of their hash; `folder`,
-    by default `<runs>/<name>-<key>`; `files`, the names of what has been written so far.
+    by default `<runs>/<name>-<key>`; `files`, the names of what has been written so far. `export`: a tracker that gets
+    rows and figures too, or a callback, see `export`; by default what REPTRANS_EXPORT names.
 
     Raises:
         CannotWrite: already here, before any compute, when the folder cannot be made or written to.
     """
 
-    def __init__(self, name: str, parameters: Mapping[str, Any] | BaseModel, folder: str | Path | None = None):
+    def __init__(
+        self,
+        name: str,
+        parameters: Mapping[str, Any] | BaseModel,
+        folder: str | Path | None = None,
+        *,
+        export: str | Callback = "",
+    ):
         self.name = _file_name(name)
         self.parameters = _plain(parameters)
+        usual = _plain({name: f.default for name, f in getattr(type(parameters), "model_fields", {}).items()})
+        self._changed = {name: self.parameters[name] for name in usual if self.parameters[name] != usual[name]}
         self.key = hashlib.sha256(json.dumps(self.parameters, sort_keys=True).encode()).hexdigest()[:8]
         self.folder = Path(folder).resolve() if folder else runs_root() / f"{name}-{self.key}"
         self.files: list[str] = []
@@ -66,6 +77,8 @@ class Run:
         self._record = self._first_record()
         self._make(self.folder)
         self._update()
+        to = export or os.environ.get("REPTRANS_EXPORT", "")
+        self._send = exporter(to, self.folder.name, self.parameters, self.folder) if isinstance(to, str) and to else to
         self._watch()
 
     def __enter__(self) -> "Run":
@@ -81,7 +94,9 @@ class Run:
 
     def _fail(self, error: BaseException) -> None:
         try:
-            self._update(status="failed", error=f"{type(error).__name__}: {error}".splitlines()[0], finished=_now())
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            self._update(status="failed", error=said, finished=_now())
+            self._export("finish", self.name, said)
         except CannotWrite as second:  # the first error goes on and carries the second along
             error.add_note(str(second))
 
@@ -120,6 +135,7 @@ class Run:
         records = _plain(table.astype(object).where(table.notna(), None).to_dict("records"), lambda _: None)
         self._write(f"{file}.json", lambda path: path.write_text(json.dumps(records, indent=1) + "\n"))
         self._rows[name] = table
+        self._export("rows", name, table)
 
     def arrays(self, arrays: Mapping[str, Tensor | np.ndarray], name: str = "arrays") -> None:
         """Write tensors or arrays of any shape, by name, as one safetensors file."""
@@ -133,18 +149,28 @@ class Run:
         self._write(f"{_file_name(name)}.png", lambda path: figure.savefig(path, dpi=150, **tight))
         self._write(f"{name}.pdf", lambda path: figure.savefig(path, metadata={"CreationDate": None}, **tight))
         self._figures[name] = figure
+        self._export("figure", name, figure)
 
     def finish(self, title: str, reading: str = "") -> None:
-        """Write `report.pdf` (parameters, environment, rows, figures), set the status to finished, remove checkpoints.
+        """Write `report.pdf` and `report.html` (figures, parameters, environment, rows), set the status to finished,
+        remove checkpoints.
 
         `reading` says in words what the rows show; it stands below the title. The same run started again begins anew.
         """
         facts = {name: self._record[name] for name in ("parameters", "environment", "git")}
-        self._write("report.pdf", lambda path: write_report(path, title, reading, facts, self._rows, self._figures))
+        if self._changed:
+            facts = {"parameters that differ from the defaults": self._changed} | facts
+        for name, write in (("report.pdf", write_report), ("report.html", write_page)):
+            self._write(name, lambda path, write=write: write(path, title, reading, facts, self._rows, self._figures))
         self._update(status="finished", error=None, title=title, reading=reading, finished=_now())
         self._unwatch()
+        self._export("finish", self.name, reading)
         if self._checkpoints.is_dir():
             shutil.rmtree(self._checkpoints)
+
+    def _export(self, what: str, name: str, value: Any) -> None:
+        if self._send:
+            self._send(what, name, value)
 
     def _first_record(self) -> dict[str, Any]:
         return {
@@ -228,6 +254,21 @@ def all_runs() -> pd.DataFrame:
         rows.append({"run": path.parent.name} | {name: record.get(name) for name in ("status", "started", "error")})
     table = pd.DataFrame(rows, columns=["run", "status", "started", "error"])
     return table.sort_values("started", ascending=False, ignore_index=True)
+
+
+def remove_runs(names: Sequence[str] = ()) -> list[str]:
+    """Remove the folders of these runs, by default of all that failed, broke off or are damaged; what was removed.
+
+    Raises UnknownName; BadValue for a run that is at work.
+    """
+    known = all_runs().set_index("run")["status"].to_dict()
+    names = list(names) or [name for name, status in known.items() if status not in ("finished", "running")]
+    for name in names:
+        if choose(name, known, "there is no run {}") == "running":
+            raise BadValue(f"{name} is at work. Stop it first.")
+    for name in names:
+        shutil.rmtree(runs_root() / name)
+    return names
 
 
 @functools.cache

@@ -5,6 +5,7 @@ Those lie below $REPTRANS_SHARED, or in ../shared beside the checkout.
 
 import os
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Book(NamedTuple):
-    """The folder of the built site, and what the strict build said against it: "" where it succeeded."""
+    """The folder of the built site, and what the strict builds said against it: "" where they succeeded."""
 
     site: Path
     complaint: str
@@ -43,14 +44,16 @@ def book(tmp_path_factory, worker_id) -> Book:
 def _built(folder: Path) -> Book:
     program = Path(sysconfig.get_path("scripts")) / "jupyter-book"
     command = [program, "build", str(ROOT), "--toc", str(ROOT / "book" / "_toc.yml"), "--path-output", str(folder)]
-    build = subprocess.run(
-        [*command, "-W", "-n", "--keep-going"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"NO_COLOR": "1", "PYTHONUTF8": "1"},
-        timeout=600,
-    )
-    return Book(folder / "_build" / "html", build.stdout + build.stderr if build.returncode else "")
+    site = folder / "_build" / "html"
+    english = _said([*command, "-W", "-n", "--keep-going"])
+    return Book(site, english or _said([sys.executable, str(ROOT / "book" / "spanish.py"), str(site)]))
+
+
+def _said(command: list) -> str:
+    """What a command wrote, if it failed."""
+    surroundings = os.environ | {"NO_COLOR": "1", "PYTHONUTF8": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=surroundings, timeout=600)
+    return done.stdout + done.stderr if done.returncode else ""
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,9 @@ BEGIN, END = "<!-- floors:begin -->", "<!-- floors:end -->"
 # A file or folder of reptrans/ may import those of the lines above its own, never its neighbours. What two
 # neighbours both need moves up.
 LEVELS = (
-    "errors randomness moved labels",
-    "paths progress files",
-    "tensorfiles report",
+    "errors moved labels completion",
+    "randomness paths progress files",
+    "tensorfiles report export",
     "data models layers",
     "figures training",
     "similarity checkpoints attribution bench",
@@ -26,6 +26,7 @@ LEVELS = (
     "notebook",
     "experiments",
     "atlas classifier comparison",
+    "shortcuts",
     "runs",
     "sweeps",
     "packaged",

@@ -44,7 +44,7 @@ def test_every_layer_and_seed_has_every_quantity_once(run):
     assert rows["value"].notna().all()
     assert rows.groupby("layer", sort=False)["depth"].unique().map(list).to_dict() == {
         "conv1": [0], "pool1": [3], "relu2": [6], "relu3": [10]}  # fmt: skip
-    assert set(rows.loc[rows["alike"] == "low", "quantity"]) == {"procrustes_angular"}
+    assert set(rows.loc[~rows["higher_is_better"], "quantity"]) == {"procrustes_angular"}
     assert set(rows.loc[rows["kind"] == "cheap", "quantity"]) == set(expected[:2])
 
 
@@ -177,13 +177,13 @@ def test_unknown_names_are_refused(run, tmp_path):
         AtlasRun(measures="linear_cak")
 
 
-def table(x, y, depth=None, alike="high") -> pd.DataFrame:
+def table(x, y, depth=None, higher_is_better=True) -> pd.DataFrame:
     """Rows of one cheap quantity x and one expensive y, both (seeds, layers)."""
     x, y = np.atleast_2d(x), np.atleast_2d(y)
     depth = range(x.shape[1]) if depth is None else depth
     return pd.DataFrame([
         {"seed": s, "layer": f"l{n:03}", "depth": depth[n], "kind": kind, "quantity": name, "value": float(v[s, n]),
-         "alike": alike if kind == "cheap" else "high"}
+         "higher_is_better": higher_is_better or kind != "cheap"}
         for kind, name, v in (("cheap", "x", x), ("expensive", "y", y)) for s, n in np.ndindex(x.shape)
     ])  # fmt: skip
 
@@ -195,7 +195,7 @@ def test_one_seed_is_spearman_with_ties_too():
     assert found["rho"] == pytest.approx(spearmanr(x, y).statistic, abs=1e-12)
     assert found["rho"] == found["least"] == found["most"]
     assert (found["cheap"], found["expensive"], found["layers"], found["seeds"]) == ("x", "y", 9, 1)
-    turned = rank_correlations(table(x, y, alike="low")).iloc[0]
+    turned = rank_correlations(table(x, y, higher_is_better=False)).iloc[0]
     assert turned["rho"] == pytest.approx(-found["rho"], abs=1e-12)
 
 
@@ -311,7 +311,7 @@ def test_same_seed_same_interval():
 def test_profiles_say_what_depth_and_other_seeds_foretell():
     g = np.random.default_rng(8)
     x, y = np.tile(np.arange(6.0), (3, 1)), g.standard_normal((3, 6))
-    found = profiles(table(x, y, alike="low")).set_index("quantity")
+    found = profiles(table(x, y, higher_is_better=False)).set_index("quantity")
     each = [spearmanr(y[i], y[j]).statistic for i, j in ((0, 1), (0, 2), (1, 2))]
     assert found["with_depth"].to_list() == pytest.approx([-1, np.mean([spearmanr(v, x[0]).statistic for v in y])])
     assert found["between_seeds"].to_list() == pytest.approx([1, np.mean(each)])

@@ -2,12 +2,14 @@
 
 import ast
 import re
+import sys
 import unicodedata
 from functools import cache
 from pathlib import Path
 
 import nbformat
 import pytest
+from pybtex.database import parse_file
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "book").glob("*.md"))
@@ -52,7 +54,10 @@ def texts() -> dict[str, str]:
 
 
 def cited() -> set[str]:
-    return {key.strip() for text in texts().values() for keys in CITATION.findall(text) for key in keys.split(",")}
+    """Keys that the texts cite, and those that the claims give as their sources."""
+    claims = re.findall(r"sources: \[(.*)\]", (ROOT / "book" / "claims.yaml").read_text())
+    found = [keys for text in texts().values() for keys in CITATION.findall(text)]
+    return {key.strip() for keys in [*found, *claims] for key in keys.split(",")}
 
 
 def known(name: str, year: int) -> bool:
@@ -79,8 +84,16 @@ def test_no_key_stands_twice():
 @pytest.mark.parametrize(("key", "entry"), entries().items(), ids=entries())
 def test_entry_says_who_what_when_and_where(key, entry):
     assert {"author", "title", "year"} <= set(entry)
-    assert {"booktitle", "journal", "howpublished", "note"} & set(entry)
+    assert {"booktitle", "journal", "howpublished", "note", "eprint"} & set(entry)
     assert re.search(rf"{entry['year']}", key), f"{key} appeared in {entry['year']}"
+
+
+@pytest.mark.parametrize(("key", "entry"), entries().items(), ids=entries())
+def test_entry_leads_to_the_paper(key, entry):
+    assert {"doi", "url", "eprint"} & set(entry), f"{key} has no doi, url or eprint"
+    assert re.fullmatch(r"10\.\d{4,}/\S+", entry.get("doi", "10.1000/1"))
+    assert re.fullmatch(r"https://\S+", entry.get("url", "https://a"))
+    assert re.fullmatch(r"\d{4}\.\d{4,5}", entry.get("eprint", "1234.5678"))
 
 
 @pytest.mark.parametrize("place", texts())
@@ -102,3 +115,19 @@ def test_every_paper_named_is_in_the_bibliography(place):
 def test_names_are_found(text, name):
     assert NAMED.findall(text)[0][0] == name
     assert not NAMED.findall("in 2016 and of 1000 images")
+
+
+def test_labels_are_author_and_year_and_never_the_same():
+    sys.path.insert(0, str(ROOT / "book" / "_ext"))
+    from author_year import Labels, lettered
+
+    data = parse_file(ROOT / "book" / "references.bib").entries
+    lettered(data.values())
+    lettered(data.values())  # a build may start from an earlier one
+    found = dict(zip(data, Labels().format_labels(data.values()), strict=True))
+    assert len(set(found.values())) == len(found)
+    assert found["heo2019overhaul"] == "Heo et al., 2019a"
+    assert found["heo2019boundaries"] == "Heo et al., 2019b"
+    assert found["park2019feed"] == "Park and Kwak, 2019"
+    assert found["szekely2014"] == "Székely and Rizzo, 2014"
+    assert found["milanifard2016"] == "Milani Fard et al., 2016"

@@ -55,7 +55,7 @@ def test_what_does_not_fit_is_refused():
         ({"models": "cnn3_w2,cnn3_w4"}, BadValue, "models are four names"),
         ({"features": "3,many"}, BadValue, "features are whole numbers from 1 on"),
         ({"orders": 0}, BadValue, "says nothing of chance"),
-        ({"noise_orders": 10}, BadValue, "20 or more"),
+        ({"noise_orders": 10}, BadValue, "from 20 to 100,000"),
         ({"measures": "cka"}, UnknownName, "no measure 'cka'"),
     ):
         with pytest.raises((error, ValueError), match=message):

@@ -63,7 +63,7 @@ def test_same_layers_are_the_diagonal_of_the_heat_map(run):
     assert len(values) == 2 * 2 * 3
     first = values[(values["seed"] == 0) & (values["measure"] == "debiased_cka")].set_index("layer")["value"]
     assert first.to_list() == pytest.approx(between.to_numpy().diagonal().tolist(), rel=1e-9)
-    assert set(values.loc[values["measure"] == "procrustes_angular", "alike"]) == {"low"}
+    assert set(values.loc[values["measure"] == "procrustes_angular", "higher_is_better"]) == {False}
 
 
 def test_predictions_have_a_row_for_each_pair(run):
@@ -85,7 +85,7 @@ def test_rank_agreement_turns_distances_round():
     layers = ["a", "b", "c"]
     values = pd.DataFrame(
         {"seed": 0, "front_layer": layers * 2, "end_layer": "b", "measure": ["near"] * 3 + ["far"] * 3,
-         "value": [1.0, 2, 3, 1, 2, 3], "alike": ["high"] * 3 + ["low"] * 3}
+         "value": [1.0, 2, 3, 1, 2, 3], "higher_is_better": [True] * 3 + [False] * 3}
     )  # fmt: skip
     index = pd.MultiIndex.from_product([[0], layers, ["b"]], names=["seed", "front_layer", "end_layer"])
     ranks = rank_agreement(values, pd.Series([0.1, 0.2, 0.9], index=index)).set_index("measure")["rank_correlation"]
@@ -107,7 +107,7 @@ def test_distance_in_depth_counts_the_layers_between():
     # x, z, y is the order in which the end's layers are met.
     assert found["value"].to_list() == [0, 1, 1, 2, 0]
     assert order_of(cells).to_list() == ["same place", "front earlier", "front earlier", "front later", "same place"]
-    assert set(found["alike"]) == {"low"}
+    assert set(found["higher_is_better"]) == {False}
 
 
 def test_ignores_reads_the_record():

@@ -363,7 +363,7 @@ def test_messages(noisy):
         doubly_stochastic(m, 0)
     with pytest.raises(BadValue, match="most is 0; it must be a whole number of pairings from 1 on."):
         doubly_stochastic(m, most=0)
-    with pytest.raises(BadValue, match="ridge must be 0 or more; given -1."):
+    with pytest.raises(BadValue, match="ridge must be a number of 0 or more; given -1."):
         least_squares(m, -1)
     with pytest.raises(ShapeMismatch, match="front has 5, end has 3"):
         identity(m)

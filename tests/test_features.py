@@ -30,6 +30,34 @@ def test_what_is_saved_is_loaded(tmp_path, suffix, ids):
         assert torch.equal(same.flatten(1), v.flatten(1)) and (suffix == ".parquet" or same.shape == v.shape)
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".parquet"])
+def test_layers_of_numbered_blocks_stay_apart(tmp_path, suffix):
+    own = Features({f"layer1.{i}": torch.randn(30, 2 + i) for i in range(2)}, IDS)
+    own.save(tmp_path / f"f{suffix}")
+    found = Features.load(tmp_path / f"f{suffix}").layers
+    assert {name: v.shape for name, v in found.items()} == {"layer1.0": (30, 2), "layer1.1": (30, 3)}
+
+
+@pytest.mark.parametrize(
+    ("layers", "ids", "message"),
+    [
+        ([torch.zeros(2, 3)], [0, 1], "given a list and a list"),
+        ({"fc": torch.zeros(2, 3)}, None, "given a dict and a NoneType"),
+        ({"fc": torch.zeros(2, 3)}, [0, "1"], "'1' is a str, and the first of them is 0"),
+        ({"fc": torch.zeros(2, 3)}, [0.5, 1.5], "0.5 is a float"),
+        ({"ids": torch.zeros(2, 3)}, [0, 1], "no layer may be called 'ids'"),
+        ({"fc": torch.zeros(3, 3)}, [4, 5, 5], "the id 5 is there more than once"),
+    ],
+)
+def test_what_is_no_features(layers, ids, message):
+    with pytest.raises(BadData, match=message):
+        Features(layers, ids)
+
+
+def test_features_are_shown_by_their_shapes():
+    assert repr(features()) == "Features(30 examples: conv (30, 4, 3, 3), fc (30, 6))"
+
+
 def test_files_of_other_programs(tmp_path):
     own = features()
     save_file({"fc": own.layers["fc"].numpy(), "id": np.arange(30)}, tmp_path / "a.safetensors")

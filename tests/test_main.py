@@ -59,6 +59,39 @@ def test_the_runs_that_are_kept_are_listed_with_how_they_ended(capsys, tmp_path,
     assert any("second-" in line and "running" in line for line in lines)
 
 
+def test_broken_runs_are_removed_and_no_others(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("REPTRANS_DATA", str(tmp_path))
+    with pytest.raises(KeyError), Run("broken", {}) as broken:
+        raise KeyError("layer")
+    with Run("good", {}) as good:
+        pass
+    working = Run("working", {})
+    assert main(["runs", "rm"]) == 0
+    assert capsys.readouterr().out.split() == [broken.folder.name]
+    assert not broken.folder.exists() and good.folder.exists() and working.folder.exists()
+    assert main(["runs", "rm"]) == 0 and "no run is broken" in capsys.readouterr().out
+    assert main(["runs", "rm", working.folder.name]) == 2 and "is at work" in capsys.readouterr().err
+    assert main(["runs", "rm", "../" + tmp_path.name]) == 2 and "there is no run" in capsys.readouterr().err
+    assert main(["runs", "rm", good.folder.name]) == 0 and not good.folder.exists()
+
+
+def test_the_shell_completes_commands_and_names(capsys):
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    lines = ("sw", "sweep"), ("run stitch", "stitching"), ("layers tiny", "tiny10"), ("completion f", "fish"), (
+        "sweep stitching --re", "--retry")  # fmt: skip
+    for line, wanted in lines:
+        place = len(line.split())
+        ask = f'COMP_WORDS=(reptrans {line}); COMP_CWORD={place}; _reptrans; echo "${{COMPREPLY[@]}}"'
+        found = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True)
+        assert found.stdout.split() == [wanted], line
+    assert main(["completion", "zsh"]) == 0 and script in capsys.readouterr().out
+    assert main(["completion", "fish"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("complete -c reptrans -n ") for line in lines)
+    assert any("__fish_seen_subcommand_from run'" in line and "stitching" in line for line in lines)
+
+
 NOTEBOOK = {"cells": [
     {"cell_type": "markdown", "id": "a", "metadata": {}, "source": ["# A small question"]},
     {"cell_type": "code", "id": "b", "metadata": {"tags": ["parameters"]}, "outputs": [], "execution_count": None,
@@ -115,7 +148,7 @@ def test_what_can_be_named_is_listed(capsys):
     assert main(["notebooks"]) == main(["methods"]) == main(["measures"]) == 0
     out = capsys.readouterr().out
     assert "Can the end of one network read the front of another?" in out
-    assert "fitnets" in out and "debiased_cka" in out and "high is alike, from -1 to 1" in out
+    assert "fitnets" in out and "debiased_cka" in out and "high is similar, from -1 to 1" in out
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert capsys.readouterr().out == f"reptrans {reptrans.__version__}\n"

@@ -1,5 +1,8 @@
 """The parameters of a notebook, checked in a running IPython and through papermill's command line."""
 
+import ctypes
+import platform
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +16,7 @@ from pydantic import PositiveInt, model_validator
 from traitlets.config import Config
 
 from reptrans.errors import BadValue, LayerNotFound, UnknownName
-from reptrans.notebook import Parameters, listed, names, once, parameters, parts, show, some_names, spread
+from reptrans.notebook import Parameters, listed, names, once, parameters, parts, show, some_names, spread, summary
 
 
 class P(Parameters):
@@ -52,7 +55,7 @@ def test_every_problem_is_listed(shell):
         "4 parameters are not as the notebook needs:\n"
         "  layr = 'bn2': there is no such parameter. Did you mean 'layer' or 'layers'? "
         "Possible: layer, steps, rate, layers\n"
-        "  layer = 'bn9': Input should be 'bn1' or 'bn2'\n"
+        "  layer = 'bn9': Did you mean 'bn1' or 'bn2'? Input should be 'bn1' or 'bn2'\n"
         "  steps = 0: Input should be greater than 0\n"
         "  rate = 'fast': Input should be a valid number\n"
         "papermill --help-notebook explains every parameter"
@@ -98,7 +101,7 @@ def test_a_field_without_value_and_a_rule_between_fields(shell):
 
     with pytest.raises(BadValue) as caught:
         parameters(Needed)
-    assert "  data: not set. Give it a value in the notebook's cell of parameters\n" in str(caught.value)
+    assert "  data: not set. Give it a value\n" in str(caught.value)
     run(shell, "rate = 2.0")
     with pytest.raises(BadValue) as caught:
         parameters(Rule)
@@ -285,3 +288,26 @@ def test_errors_of_the_package_are_their_message_alone(shell, capsys):
     assert capsys.readouterr().out == "LayerNotFound: no layer 'bn9'.\nDid you mean 'bn1'?\n"
     shell.run_cell("1 / 0", store_history=True)
     assert "Traceback" in capsys.readouterr().out
+
+
+def test_a_summary_is_numbers():
+    rows = pd.DataFrame({"kind": ["b", "b", "a"], "accuracy": [0.25, 0.75, 0.5], "loss": [1.0, None, 2.0]})
+    table = summary(rows, ["kind"], ["accuracy", "loss"])
+    assert list(table.columns) == ["kind", "accuracy_mean", "accuracy_sd", "loss_mean", "loss_sd", "n"]
+    assert table["kind"].tolist() == ["b", "a"] and table["n"].tolist() == [2, 1]
+    assert table["accuracy_mean"].tolist() == [0.5, 0.5]
+    assert table["accuracy_sd"].iloc[0] == pytest.approx(0.125**0.5) and pd.isna(table["accuracy_sd"].iloc[1])
+    assert table["loss_mean"].tolist() == [1.0, 2.0] and table["loss_sd"].isna().all()
+
+
+def test_freed_memory_stays_with_the_process(shell):
+    parameters(P)
+    libc, faults, size = ctypes.CDLL(None), [], 2**27
+    libc.malloc.restype = ctypes.c_void_p
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        block = libc.malloc(ctypes.c_size_t(size))
+        ctypes.memset(block, 1, size)
+        libc.free(ctypes.c_void_p(block))
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert faults[1] < 30 or platform.libc_ver()[0] != "glibc"

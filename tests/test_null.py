@@ -181,8 +181,8 @@ def test_intervals_cover_the_value_of_many_examples():
 
 def test_what_has_no_null_is_refused():
     x, y = related()
-    for wrong in (1, 19, 2.5, True, -20):
-        with pytest.raises(BadValue, match="null is a number of random orders, 20 or more"):
+    for wrong in (1, 19, 2.5, True, -20, 10**12):
+        with pytest.raises(BadValue, match="null is a number of random orders from 20 to 100,000"):
             compare(network(0), network(1), images(), null=wrong)
     with pytest.raises(BadValue, match="calibrate needs a null"):
         calibrate(x, y, null=0)
@@ -192,6 +192,13 @@ def test_what_has_no_null_is_refused():
         calibrate(x[:5], y[:5])
     with pytest.raises(BadData, match="layers 'x' and 'y' have no null.*all the same"):
         calibrate(torch.ones(60, 3), y)
+    for bad in (math.nan, math.inf):
+        with pytest.raises(BadData, match="'y' hold NaN or infinity"):
+            calibrate(x, torch.full_like(y, bad))
+    with pytest.raises(BadValue, match="seed is 'a'; it must be a whole number from 0 on"):
+        calibrate(x, y, seed="a")
+    with pytest.raises(BadValue, match="100000 orders of 20000 examples take 15 GiB"):
+        orders(20_000, 100_000, torch.Generator())
     with pytest.raises(BadValue, match="minibatch_cka keeps no examples, and so has no intervals"):
         calibrate(x, y, "minibatch_cka", intervals=20)
     with pytest.raises(BadData, match="halves of 7 examples are fewer than 4"):

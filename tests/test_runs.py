@@ -6,8 +6,10 @@ import os
 import re
 import socket
 import subprocess
+from io import BytesIO
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,6 +23,7 @@ from traitlets.config import Config
 from reptrans import report
 from reptrans.errors import BadData, BadValue, CannotWrite
 from reptrans.files import atomic
+from reptrans.notebook import Parameters
 from reptrans.runs import Run, all_runs, environment, git_state, read_record
 
 ROWS = pd.DataFrame({"layer": ["bn1", "bn2"], "seed": [0, 1], "accuracy": [0.1 + 0.2, float("nan")]})
@@ -30,6 +33,10 @@ def figure():
     drawn = Figure()
     drawn.subplots().plot([1, 2, 3])
     return drawn
+
+
+def image(figure):
+    return plt.imread(BytesIO(report._png(figure, 50)))
 
 
 def pages(path):
@@ -61,8 +68,47 @@ def test_everything_can_be_read_again(tmp_path):
     assert found["started"] <= found["finished"]
     assert found["environment"] == environment()
     assert found["files"] == ["rows.parquet", "rows.csv", "rows.json", "arrays.safetensors", "curve.png", "curve.pdf",
-                              "report.pdf"]  # fmt: skip
+                              "report.pdf", "report.html"]  # fmt: skip
     assert sorted(path.name for path in run.folder.iterdir()) == sorted([*found["files"], "run.json"])
+
+
+def test_a_group_can_read_all_files_or_none(tmp_path):
+    with Run("try", {}, tmp_path / "run") as run:
+        run.rows(ROWS)
+        run.arrays({"a": torch.ones(2)})
+        run.figure(figure(), "curve")
+    assert len({path.stat().st_mode for path in run.folder.iterdir()}) == 1
+
+
+class Chosen(Parameters):
+    seed: int = 0
+    layer: str = "bn1"
+
+
+def test_the_report_begins_with_what_was_found_and_what_was_chosen(tmp_path, monkeypatch):
+    told = {}
+    for name in ("report", "page"):
+        monkeypatch.setattr(f"reptrans.runs.write_{name}", lambda path, *given: told.update(given=given))
+    with Run("try", Chosen(layer="bn2"), tmp_path / "run") as run:
+        run.finish("A try", "It worked.")
+    title, reading, facts = told["given"][:3]
+    assert (title, reading) == ("A try", "It worked.")
+    assert list(facts) == ["parameters that differ from the defaults", "parameters", "environment", "git"]
+    assert facts["parameters that differ from the defaults"] == {"layer": "bn2"}
+    with Run("try", Chosen(), tmp_path / "other"):
+        pass
+    assert list(told["given"][2]) == ["parameters", "environment", "git"]
+
+
+def test_figures_stand_on_the_first_pages_of_one_size(tmp_path):
+    tall = Figure(figsize=(4, 8))
+    tall.subplots().plot([1, 2])
+    figures = {"curve": figure(), "tall": tall}
+    pages = list(report._first_pages("A try", ["It worked."], {n: image(f) for n, f in figures.items()}))
+    assert [[axes.get_window_extent().width > 0 for axes in page.axes] for page in pages] == [[True], [True]]
+    assert "curve" in {text.get_text() for text in pages[0].texts} and "tall" in {t.get_text() for t in pages[1].texts}
+    long = list(report._first_pages("A try", ["line"] * 150, {"curve": image(figure())}))
+    assert [len(page.axes) for page in long] == [0, 0, 1]
 
 
 def test_the_same_parameters_come_back_to_the_same_folder(tmp_path, monkeypatch):
@@ -89,7 +135,7 @@ def test_equal_runs_write_equal_bytes(tmp_path):
             run.figure(figure(), "curve")
             run.arrays({"b": torch.ones(2), "a": torch.zeros(2)})
     names = [path.name for path in (tmp_path / "one").iterdir() if path.name != "run.json"]
-    assert {"rows.csv", "curve.png", "curve.pdf", "report.pdf", "rows.parquet"} < set(names)
+    assert {"rows.csv", "curve.png", "curve.pdf", "report.pdf", "report.html", "rows.parquet"} < set(names)
     assert [n for n in names if (tmp_path / "one" / n).read_bytes() != (tmp_path / "two" / n).read_bytes()] == []
 
 
@@ -164,6 +210,18 @@ def test_bad_rows_and_names(tmp_path):
         "'../rows' cannot name a file. Possible: letters, digits and _ . , = + - without a leading dot"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_the_page_holds_all_that_it_shows(tmp_path):
+    with Run("try", {"dataset": "<digits>"}, tmp_path) as run:
+        run.rows(ROWS)
+        run.figure(figure(), "a_curve")
+        run.finish("A & B", "First line.\nSecond < third.")
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "<h1>A &amp; B</h1>" in page and "<p>First line.</p>\n<p>Second &lt; third.</p>" in page
+    assert '<img alt="a curve" src="data:image/png;base64,' in page and page.count("<img") == 1
+    assert "<td>bn1</td>" in page and "<td>&lt;digits&gt;</td>" in page and "rows: 2 rows" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
 
 
 def test_the_report_pages_long_and_wide_tables(tmp_path):

@@ -1,13 +1,16 @@
 """A data set: a part to fit, a part to test, the names of its classes, and how its images are normalised."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch.utils import data
 
+from reptrans.data.from_torch import class_names, split_of
 from reptrans.data.loader import Loader
 from reptrans.data.split import Split, held_out
 from reptrans.data.streamed import Streamed
-from reptrans.errors import BadData, BadValue, choose
+from reptrans.errors import BadData, BadValue, ShapeMismatch, choose
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +32,33 @@ class Dataset:
     def __post_init__(self) -> None:
         for part, split in self._parts.items():
             _check_labels(f"the {part} labels of {self.name}", split.labels, self.classes)
+
+    @classmethod
+    def from_torch(
+        cls,
+        train: data.Dataset,
+        test: data.Dataset,
+        *,
+        name: str = "own",
+        classes: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> "Dataset":
+        """Two torch Datasets of (image, label), read once, into memory.
+
+        An image is a PIL image, or (c, h, w) as bytes or as ToTensor makes floats of them; all of one size, neither
+        augmented nor normalised, which the loader does. A label is the number of a class, or k numbers 0 and 1.
+        `classes`: by default what the training part calls them, or else numbers. `mean`, `std`: of images in [0, 1],
+        measured on the training part where they are not given. Raises BadValue, BadData, ShapeMismatch.
+        """
+        parts = split_of(train, "train"), split_of(test, "test")
+        if parts[0].shape != parts[1].shape:
+            raise ShapeMismatch(f"train images are {parts[0].shape} and test images {parts[1].shape}. Give one size.")
+        statistics = measured_statistics(parts[0]) if mean is None or std is None else (mean, std)
+        mean, std = (tuple(own if given is None else given) for given, own in zip((mean, std), statistics, strict=True))
+        found = cls(name, *parts, tuple(classes or class_names(train, *parts)), mean, std)
+        found.loader("test")  # which refuses statistics that do not fit
+        return found
 
     @property
     def num_classes(self) -> int:

@@ -10,7 +10,8 @@ from torch import Tensor
 from reptrans.data import augment as augmentation
 from reptrans.data.split import Split
 from reptrans.data.streamed import Streamed, read_ahead
-from reptrans.errors import BadValue, ShapeMismatch, check_whole
+from reptrans.errors import BadValue, ShapeMismatch, check_whole, own_arguments
+from reptrans.randomness import checked_seed
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -23,6 +24,7 @@ class Batch(NamedTuple):
     index: Tensor
 
 
+@own_arguments
 class Loader:
     """Iterates over the Batches of a split.
 
@@ -51,13 +53,13 @@ class Loader:
         dtype: torch.dtype = torch.float32,
     ):
         self.split, self.batch_size, self.drop_last = split, batch_size, drop_last
-        self.shuffle, self.seed = shuffle, seed
+        self.shuffle = shuffle
         self.mean, self.std, self.device, self.dtype = tuple(mean), tuple(std), _device(device), dtype
         self._kinds = augmentation.parse(augment)
         self.augment = ",".join(self._kinds) or "none"
         self.epoch = 0
         check_whole("batch_size", batch_size, 1)
-        check_whole("seed", seed, 0)
+        self.seed = checked_seed(seed)
         if dtype not in DTYPES:
             raise BadValue(f"dtype is {dtype}. Possible: {', '.join(map(str, DTYPES))}.")
         self._check_split()

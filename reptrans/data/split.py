@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from reptrans.errors import BadData, BadValue, ShapeMismatch, check_whole
+from reptrans.randomness import generator_of
 
 
 class Limited:
@@ -83,7 +84,7 @@ def limited(labels: Tensor, per_class: int, seed: int | None = None, classes: Se
     check_whole("limit", per_class, 1, more=": how many images of every class.")
     labels = labels.cpu()
     kinds = torch.zeros(len(labels), dtype=torch.int64) if labels.ndim > 1 else labels
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    generator = None if seed is None else generator_of(seed)
     chosen = []
     for kind in range(len(classes) or int(kinds.max()) + 1) if labels.ndim == 1 else [0]:
         members = (kinds == kind).nonzero().flatten()
@@ -104,8 +105,7 @@ def held_out(labels: Tensor, holdout: float, seed: int = 0, classes: Sequence[st
     number = isinstance(holdout, (int, float)) and not isinstance(holdout, bool)
     if not (number and holdout > 0 and (holdout < 1 or holdout % 1 == 0)):
         raise BadValue(f"holdout is {holdout!r}; it is a whole number of examples from 1, or a share in (0, 1).")
-    check_whole("the seed of holdout", seed, 0)
-    labels, generator, held = labels.cpu(), torch.Generator().manual_seed(seed), []
+    labels, generator, held = labels.cpu(), generator_of(seed), []
     kinds = torch.zeros(len(labels), dtype=torch.int64) if labels.ndim > 1 else labels
     for kind in kinds.unique().tolist():
         members = (kinds == kind).nonzero().flatten()
@@ -127,7 +127,7 @@ def a_fifth(classes: dict[str, list], seed: int, kind: str, shown: Callable = st
 
     Raises BadData for a class of one example; the message calls it `kind`, and names it as `shown` does.
     """
-    generator, train, test = torch.Generator().manual_seed(seed), {}, {}
+    generator, train, test = generator_of(seed), {}, {}
     for name, members in classes.items():
         if len(members) < 2:
             only = f"class {name!r} has one {kind} only, {shown(members[0])}"

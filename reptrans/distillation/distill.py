@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from reptrans.data import Batch, Dataset, Loader
 from reptrans.distillation.losses import Losses, look, moving, resolve
-from reptrans.distillation.method import Method, Stage
+from reptrans.distillation.method import Method, Pair, Stage
+from reptrans.distillation.methods import METHODS
 from reptrans.distillation.together import Stacked, Together
 from reptrans.errors import BadValue, ShapeMismatch
 from reptrans.matching import Teacher, check_taps
 from reptrans.randomness import drawing
 from reptrans.training import Plan, evaluate, evaluating, fit
 from reptrans.training.batches import answers_of, checked_network
-from reptrans.training.evaluation import check_answers, check_labels, keeping_random_state
+from reptrans.training.evaluation import check_answers, check_labels, device_of, keeping_random_state
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,9 +45,9 @@ class Member(NamedTuple):
 
 def distill(
     student: nn.Module,
-    teachers: Teacher | Sequence[Teacher],
-    method: Method,
-    loader: Loader,
+    teachers: Teacher | nn.Module | Sequence[Teacher | nn.Module],
+    method: Method | str,
+    loader: Loader | Dataset,
     plan: Plan,
     *,
     factor: float = 1.0,
@@ -55,12 +56,18 @@ def distill(
     look_every: int = 1,
     folder: str | Path | None = None,
     label: str = "",
+    **options,
 ) -> "tuple[nn.Module, pd.DataFrame]":
     """(trained student, rows): the student is trained by the method's stages on the loader's images and labels.
 
+        student, rows = distill(student, teacher, "nst", dataset, Plan(epochs=60), kernel="gaussian")
+
+    `teachers`: networks, or Teachers made with the same loader. `method`: a value, or a name of METHODS, made with
+    `options` for the positions that `Pair.of` finds. `loader`: of a Dataset, whole batches of 128 training images,
+    shuffled from plan.seed.
     The student itself is trained in place, unless the method prepares another one or goes several rounds; what of it
-    requires no gradient stays as it is, and connectors are left behind. `teachers`: made with the same loader. A stage
-    takes round(share * plan.epochs) epochs, at least 1, with its own learning-rate schedule; connectors are initialised
+    requires no gradient stays as it is, and connectors are left behind. A stage takes round(share * plan.epochs)
+    epochs, at least 1, with its own learning-rate schedule; connectors are initialised
     from plan.seed. `factor`, `labelled`: see `Member`.
     `folder`: where every stage is kept after each epoch, and from where an interrupted training goes on.
     Rows: one per epoch with method, round, stage, those of `fit`, every term (already times its weight), accuracy on
@@ -69,10 +76,21 @@ def distill(
     Before the first step the losses of every stage are computed once, on copies. Raises BadValue, BadData,
     LayerNotFound, ShapeMismatch by then; Diverged.
     """
-    checked_network(student)
-    if isinstance(teachers, nn.Module):
-        raise BadValue(f"the teacher is a bare {type(teachers).__name__}. Give Teacher(net, loader).")
-    teachers = (teachers,) if isinstance(teachers, Teacher) else tuple(teachers)
+    device = device_of(checked_network(student))
+    if isinstance(loader, Dataset):
+        loader, _ = loaders(loader, 128, plan.seed, "none", device, plan.dtype)
+    if not isinstance(loader, Loader):
+        raise BadValue(
+            f"the loader is a {type(loader).__name__}. Give dataset.loader('train', 128, shuffle=True), or the "
+            "Dataset; Dataset.from_torch(train, test) makes one of your own images."
+        )
+    teachers = (teachers,) if isinstance(teachers, (Teacher, nn.Module, str)) else tuple(teachers)
+    teachers = tuple(each if isinstance(each, Teacher) else Teacher(each, loader) for each in teachers)
+    if isinstance(method, str):
+        images = next(iter(loader.plain())).images
+        method = METHODS[method](Pair.of(student.to(images.device, plan.dtype), teachers, images), **options)
+    elif options:
+        raise BadValue(f"distill has no argument {next(iter(options))!r}; a Method has its options already.")
     member = Member(student, teachers, loader, plan.seed, factor, labelled)
     ((student, rows),) = distill_together(
         [member], method, plan, watch=watch, look_every=look_every, folder=folder, label=label

@@ -75,6 +75,8 @@ class Method:
     teacher are equal and connectors pass everything on. `scale_free`: whether they stay the same when the student's
     features are multiplied by a positive number. `prepare`: makes of (student, teacher) the student that is trained.
     `rounds`: how often all is repeated, each time with the trained student as the teacher of a new one.
+    `paper`: its key in the bibliography. `loses`: what the transforms leave out of the teacher's features, the column
+    that Heo et al. 2019 add to the comparison of methods.
     """
 
     name: str
@@ -84,6 +86,8 @@ class Method:
     scale_free: bool = False
     prepare: Callable[[nn.Module, nn.Module], nn.Module] | None = None
     rounds: int = 1
+    paper: str = ""
+    loses: str = ""
 
     def row(self) -> dict[str, object]:
         """The method's line in the table of all methods: taps, transforms, distance and stages as they are."""

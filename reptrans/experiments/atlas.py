@@ -119,15 +119,15 @@ Keep = Callable[[str], Path]
 
 
 def atlas(p: AtlasRun, dataset: Dataset, keep: Keep) -> pd.DataFrame:
-    """Rows of seed, layer, depth, kind, quantity, value, alike, for every layer of every pair of networks A, B.
+    """Rows of seed, layer, depth, kind, quantity, value, higher_is_better, for every layer of every pair of networks.
 
     Of kind "cheap", the measures between A's layer and B's of the same name: see `similarity`. Of kind "expensive":
     "stitch A→B" and "stitch B→A", relative accuracy, by least squares, and ", trained" where there are `epochs`;
     "distillation gain", the test accuracy (fraction) of a student taught by the layer, minus that of the same student
     without, from the same weights and batches; "image kept", the correlation in [-1, 1] of images with what is
     recovered of them from A's layer; "pair weight", the λ that L2T-ww gives the layer in its last epoch, mean over
-    target layers. `depth` counts A's layers from the input; `alike`: whether "high" or "low" values say that layers
-    are alike, "high" for all that is expensive.
+    target layers. `depth` counts A's layers from the input; `higher_is_better`: whether high values mean
+    similar layers, as for all that is expensive.
     `keep(name)` gives a path: every finished piece is stored there, and an interrupted run goes on.
     Raises before anything is trained: BadValue for fewer than 4 layers and for methods that look elsewhere than at one
     layer, LayerNotFound, CannotCut, ShapeMismatch for what does not fit.
@@ -149,10 +149,11 @@ def atlas(p: AtlasRun, dataset: Dataset, keep: Keep) -> pd.DataFrame:
             "pair weight": once(f"weights-s{seed}", _pair_weights, *pair, keep(f"l2t-s{seed}")),
         }
         tables += [table.assign(seed=seed, quantity=name) for name, table in found.items()]
-    rows = pd.concat([tables[0], pd.concat(tables[1:]).assign(kind="expensive", alike="high")], ignore_index=True)
+    expensive = pd.concat(tables[1:]).assign(kind="expensive", higher_is_better=True)
+    rows = pd.concat([tables[0], expensive], ignore_index=True)
     depths = {layer: k for k, layer in enumerate(cuttable_layers(net))}
     return rows.assign(depth=rows["layer"].map(depths))[
-        ["seed", "layer", "depth", "kind", "quantity", "value", "alike"]
+        ["seed", "layer", "depth", "kind", "quantity", "value", "higher_is_better"]
     ]
 
 

@@ -280,7 +280,7 @@ def method_table(pair: Pair) -> pd.DataFrame:
     rows = [replace(make(pair), name=name).row() for name, make in METHODS.items()]
     rows += [imitation.ROW, fd_gan.ROW, efficient_detection.ROW]
     number = {"key": lambda entry: entry.replace("", "0").astype(int), "kind": "stable", "ignore_index": True}
-    return pd.DataFrame(rows).sort_values("entry", **number)
+    return pd.DataFrame(rows, columns=list(rows[0])).sort_values("entry", **number)
 
 
 class _Bench:

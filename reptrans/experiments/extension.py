@@ -1,4 +1,4 @@
-"""The experiment of the knowledge-extension notebook: new networks unlike an old one, by several conditions."""
+"""The experiment of the knowledge-extension notebook: new networks dissimilar to an old one, by several conditions."""
 
 from functools import partial
 from pathlib import Path

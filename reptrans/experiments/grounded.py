@@ -132,7 +132,7 @@ class GroundedRun(TrainingParameters):
 def grounded(p: GroundedRun, dataset: Dataset) -> tuple[pd.DataFrame, dict[str, "Tests"]]:
     """Rows of model, test, seed, contestant, score, 1 for a measure that is always right; and by model what was tested.
 
-    Tests of groups ("noise", "cues", "augmentation"): whether networks trained alike are told from those trained
+    Tests of groups ("noise", "cues", "augmentation"): whether networks trained the same way are told from those trained
     otherwise, the mean of `separation` and `conformity`. "layers": `monotonicity` over a network's layers. "seeds":
     `correspondence` of the layers of two networks. "answers": Spearman's correlation with the likeness of answers, over
     pairs of the networks of "noise". Networks are trained once and kept. Raises before anything is trained what does
@@ -224,7 +224,7 @@ class Networks:
     _found: dict[str, np.ndarray] = field(default_factory=dict)
 
     def similarity(self, contestant: str) -> np.ndarray:
-        """(networks, networks), more is more alike; where a contestant is directed, the mean of both ways. Kept."""
+        """(networks, networks), higher is more similar; where a contestant is directed, the mean of both ways. Kept."""
         if contestant not in self._found:
             if contestant in STITCHES:
                 self._found |= self._stitched()
@@ -263,8 +263,8 @@ def _mapped(matched: AffineMap, maps: Tensor) -> Tensor:
 
 
 def likeness(a: Features, b: Features, contestant: str) -> np.ndarray:
-    """A measure for all layers of `a` with all of `b`, averaged over places, turned so that more is more alike; of one
-    side with itself the mean of both ways."""
+    """A measure for all layers of `a` with all of `b`, averaged over places, signed so that higher is more similar; of
+    one side with itself the mean of both ways."""
     measure, options = STRUCTURAL[contestant]
     values = compare(a, b, measure=measure, **options).to_numpy()
     values = values if MEASURES[measure].higher_is_better else -values
@@ -287,7 +287,7 @@ def _groups(p: GroundedRun, test: str) -> Iterator[tuple[str, GroundedRun, Datas
 
 
 def with_noise(dataset: Dataset, share: float) -> Dataset:
-    """The data set with this share of its training labels drawn anew, of all classes alike: the same for every network.
+    """The data set with this share of its training labels drawn again, uniformly, the same for every network.
 
     A label that is drawn may be the true one.
     """
@@ -356,7 +356,7 @@ class Tests:
                 yield seed, contestant, correspondence(likeness(own, other, contestant))
 
     def _answers(self, _: str) -> Iterator[tuple[int, str, float]]:
-        """Spearman correlation with how alike the answers are, over the pairs of each seed's networks with all others.
+        """Spearman correlation with how similar answers are, over the pairs of each seed's networks with all others.
 
         Contestants that look at answers are left out.
         """

@@ -293,7 +293,7 @@ def _differ(data: Data, still: Seen, moving: Seen, found: Inversion) -> dict[str
 
 @torch.no_grad()
 def _agreement(net: nn.Module, other: nn.Module, images: Tensor, others: Tensor | None = None) -> float:
-    """Share of images to which the two answer alike; with `others`, the second is shown these instead."""
+    """Share of images to which the two give the same answer; with `others`, the second is shown these instead."""
     answers = net(images).argmax(1), other(images if others is None else others).argmax(1)
     return (answers[0] == answers[1]).double().mean().item()
 

@@ -12,7 +12,7 @@ def rank_correlations(
 ) -> pd.DataFrame:
     """Spearman correlation over layers of every cheap with every expensive quantity: a row for each.
 
-    Values are ranked within each seed (ties share their mean rank; "low" is turned round), and for layers l of seeds s
+    Values are ranked within each seed (ties share their mean rank; distances change sign), and for layers l of seeds s
 
         C_xy = sum_s v_s [sum_l w_l x_sl y_sl - (sum_l w_l x_sl)(sum_l w_l y_sl)],   r_xy = C_xy / sqrt(C_xx C_yy)
 
@@ -65,10 +65,10 @@ def partial_correlation(
 
 
 def profiles(rows: pd.DataFrame) -> pd.DataFrame:
-    """How every quantity goes with depth, and how well one seed foretells another: a row for each.
+    """How every quantity goes with depth, and how well one seed predicts another: a row for each.
 
-    `with_depth`: pooled Spearman correlation with depth, as in `rank_correlations`, of values turned so that more is
-    more alike. `between_seeds`: mean Spearman correlation of the quantity at one seed with itself at another, over all
+    `with_depth`: pooled Spearman correlation with depth, as in `rank_correlations`, higher values being more
+    similar. `between_seeds`: mean Spearman correlation of the quantity at one seed with itself at another, over all
     pairs of seeds. Its square root is about the most that anything known of the layer alone can reach with one seed's
     values (the correction for attenuation, Spearman 1904). NaN for one seed, and for quantities that do not vary.
     """
@@ -87,7 +87,7 @@ def _mean_of_pairs(r: np.ndarray) -> float:
 
 def _ranks(rows: pd.DataFrame) -> pd.DataFrame:
     """Ranks within the seed, by (seed, layer), with a column for every quantity and a last one for depth."""
-    turned = rows["value"].where(rows["alike"] == "high", -rows["value"])
+    turned = rows["value"].where(rows["higher_is_better"], -rows["value"])
     wide = rows.assign(value=turned).pivot(index=["seed", "layer"], columns="quantity", values="value")
     wide = wide[pd.unique(rows["quantity"])].assign(depth=rows.groupby(["seed", "layer"])["depth"].first())
     full = wide.reindex(pd.MultiIndex.from_product(wide.index.levels, names=wide.index.names))

@@ -180,12 +180,12 @@ def headline(found: Calibrated | pd.DataFrame, measure: str) -> tuple[pd.DataFra
 
 
 def same_layers(p: LayersCompared, dataset: Dataset) -> pd.DataFrame:
-    """Every measure between the same layer of both networks: rows of seed, layer, measure, value, alike."""
+    """Every measure between the same layer of both networks: rows of seed, layer, measure, value, higher_is_better."""
     return measured(p, dataset).drop(columns="end_layer").rename(columns={"front_layer": "layer"})
 
 
 def measured(p: LayersCompared, dataset: Dataset, cells: Sequence[tuple[str, str]] = ()) -> pd.DataFrame:
-    """Every measure between pairs of layers: rows of seed, front_layer, end_layer, measure, value, alike.
+    """Every measure between pairs of layers: rows of seed, front_layer, end_layer, measure, value, higher_is_better.
 
     `cells`: pairs (front layer, end layer) of the run's layers; without any, every layer with the same of the other.
     """
@@ -195,8 +195,8 @@ def measured(p: LayersCompared, dataset: Dataset, cells: Sequence[tuple[str, str
         for measure in (MEASURES[name] for name in names(p.measures)):
             for f, e in cells or zip(layers, layers, strict=True):
                 value = float(measure.function(sides[0][f], sides[1][e]))
-                rows.append((seed, f, e, measure.name, value, measure.alike))
-    return pd.DataFrame(rows, columns=[*CELL, "measure", "value", "alike"])
+                rows.append((seed, f, e, measure.name, value, measure.higher_is_better))
+    return pd.DataFrame(rows, columns=[*CELL, "measure", "value", "higher_is_better"])
 
 
 def depth_distance(cells: pd.DataFrame) -> pd.DataFrame:
@@ -204,7 +204,7 @@ def depth_distance(cells: pd.DataFrame) -> pd.DataFrame:
 
     `cells`: rows of seed, front_layer and end_layer, the layers of each side in their order.
     """
-    return cells[CELL].assign(measure="distance in depth", value=_later(cells).abs(), alike="low")
+    return cells[CELL].assign(measure="distance in depth", value=_later(cells).abs(), higher_is_better=False)
 
 
 def order_of(cells: pd.DataFrame) -> pd.Series:
@@ -232,7 +232,7 @@ def _folded(net: nn.Module, layers: list[str], loader: Loader, how: str) -> dict
 
 
 def predictions(p: LayersCompared, dataset: Dataset) -> pd.DataFrame:
-    """How alike the pairs of networks answer, on all test images: see `similarity.agreement`.
+    """How similarly the pairs of networks answer, on all test images: see `similarity.agreement`.
 
     Networks of text name no classes; their `disagreement` is the share of test texts whose nearest other text, by the
     cosine of the mean over tokens, is not the same in both networks.
@@ -284,12 +284,12 @@ def noise_trap(examples: int = 50, features: tuple[int, ...] = (5, 10, 20, 50, 1
 def rank_agreement(values: pd.DataFrame, accuracy: pd.Series) -> pd.DataFrame:
     """Spearman correlation over pairs of layers of each measure (see `measured`) with `accuracy`, for every seed.
 
-    Distances are turned round, so that 1 always says: the more alike, the better stitched. `accuracy` is indexed by
+    Distances change their sign, so that 1 always means: the more similar, the better stitched. `accuracy` is indexed by
     (seed, front_layer, end_layer).
     """
     rows = []
     for (seed, measure), group in values.groupby(["seed", "measure"], sort=False):
-        sign = 1 if group["alike"].iloc[0] == "high" else -1
+        sign = 1 if group["higher_is_better"].iloc[0] else -1
         pair = pd.DataFrame({"m": sign * group.set_index(CELL[1:])["value"], "a": accuracy.loc[seed]})
         rows.append({"seed": seed, "measure": measure, "rank_correlation": pair.rank().corr().loc["m", "a"]})
     return pd.DataFrame(rows)

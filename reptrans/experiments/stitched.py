@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,8 +27,8 @@ from reptrans.experiments.parameters import (
 )
 from reptrans.layers import channel_axes, end, front
 from reptrans.layers.network import run
-from reptrans.layers.values import answer
 from reptrans.notebook import names
+from reptrans.randomness import generator_of
 from reptrans.similarity import Moments, linear_cka
 from reptrans.stitching.direct import DIRECT, AffineMap, departure, direct_matching
 from reptrans.stitching.frozen import collect_moments, kept, logits_of, recognised, rows_of
@@ -36,6 +37,7 @@ from reptrans.stitching.stitch import FORMS, Stitch, StitchedNetwork, stitch_siz
 from reptrans.stitching.targets import TARGETS, needs_parents
 from reptrans.stitching.task import train_stitch
 from reptrans.training import Plan, accuracy, classification_loss
+from reptrans.training.batches import answers_of, checked_network
 
 
 class StitchingSettings(Trained):
@@ -124,6 +126,19 @@ class Stitched:
     network: StitchedNetwork
 
 
+def _checked_pairs(pairs: object) -> list[tuple[str, str]]:
+    """(front layer, end layer) each. Raises BadValue."""
+    listed = isinstance(pairs, (list, tuple)) and len(pairs) > 0
+    for pair in pairs if listed else [pairs]:
+        whole = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(name, str) for name in pair)
+        if not (listed and whole):
+            raise BadValue(
+                f"a pair of layers is {pair!r}. Give the front's and the end's layer, ('bn3', 'bn3') say; Stitching "
+                "takes a list of such pairs."
+            )
+    return [tuple(pair) for pair in pairs]
+
+
 @dataclass(frozen=True, eq=False)
 class Cut:
     """One pair of layers: the parts before and behind it, and what of them a stitch must know.
@@ -178,7 +193,7 @@ class Stitching:
         seed: int = 0,
     ):
         self.settings = s = settings or StitchingSettings()
-        self.dataset, self.pairs, self.seed = dataset, pairs, seed
+        self.dataset, self.pairs, self.seed = dataset, _checked_pairs(pairs), seed
         self.front_net, self.end_net = (self._frozen(net) for net in (front_net, end_net))
         form = s.place
         self.train = dataset.loader(
@@ -203,14 +218,13 @@ class Stitching:
     def stitch(self, front_layer: str, end_layer: str, checkpoint: Path | None = None) -> Stitched:
         """Match one of the pairs in every way asked for; `checkpoint` lets interrupted training resume."""
         s, cut, m = self.settings, self.cuts[front_layer, end_layer], self.moments.get((front_layer, end_layer))
-        images, is_activations = self._score_set(cut)
         rows, maps = [], {}
 
         def score(matching: str, network: StitchedNetwork) -> None:
             maps[matching] = network.stitch.dense()
-            tail = nn.Sequential(network.stitch, network.end) if is_activations else network
-            logits, labels = logits_of(tail.eval(), images, "tokens")
-            rows.append({"matching": matching} | self._scores(logits, labels) | self._fit(m, maps[matching]))
+            way = self.quick if self._same_quickly(cut, network.eval()) else self
+            logits, labels = way.logits(cut.pair, network.stitch)
+            rows.append({"matching": matching} | way.scores(logits, labels) | self._fit(m, maps[matching]))
 
         for kind in s.direct_kinds:
             if kind == "identity" and len(set(cut.size)) > 1:
@@ -229,6 +243,24 @@ class Stitching:
         return Stitched(table, maps, history, network)
 
     @cached_property
+    def quick(self) -> "Stitching":
+        """The same in single precision, by which to score; this one itself where the precision is not left open.
+
+        A share of right answers needs no more, and double precision takes several times as long on a CPU.
+        """
+        if self.texts or self.settings.dtype != "auto" or self.settings.place["dtype"] == torch.float32:
+            return self
+        single = self.settings.model_copy(update={"dtype": "float32"})
+        return Stitching(*deepcopy((self.front_net, self.end_net)), self.pairs, self.dataset, single, seed=self.seed)
+
+    def logits(self, pair: tuple[str, str], stitch: Stitch) -> tuple[Tensor, Tensor]:
+        """What the networks, stitched so at this pair of layers, answer to the score set, and its labels."""
+        cut = self.cuts[pair]
+        images, is_activations = self._score_set(cut)
+        network = self._stitched(cut, stitch)
+        return logits_of(nn.Sequential(network.stitch, network.end) if is_activations else network, images, "tokens")
+
+    @cached_property
     def own(self) -> dict[str, Tensor]:
         """The two networks' own logits on the score set, and its labels."""
         (front_logits, labels), (end_logits, _) = (
@@ -245,7 +277,7 @@ class Stitching:
         return collect_moments(self.front_net, self.end_net, list(self.cuts), once, self.settings.flatten, self._axes)
 
     def _frozen(self, net: nn.Module) -> nn.Module:
-        return net.to(**self.settings.place).eval().requires_grad_(False)
+        return checked_network(net).to(**self.settings.place).eval().requires_grad_(False)
 
     @cached_property
     def _example(self) -> Tensor:
@@ -261,7 +293,7 @@ class Stitching:
             return
         for role, net in (("front", self.front_net), ("end", self.end_net)):
             with torch.no_grad():
-                classes = answer(net(self._example), f"the {role} network").shape[-1]
+                classes = answers_of(net, self._example).shape[-1]
             if classes != self.dataset.num_classes:
                 raise ShapeMismatch(
                     f"The {role} network {type(net).__name__} tells {classes} classes apart, but {self.dataset.name} "
@@ -300,13 +332,27 @@ class Stitching:
         if s.uses_rank and s.rank > min(p, q):
             raise BadValue(f"rank {s.rank} is more than the {min(p, q)} channels at {front_layer} allow.")
 
+    def _stitched(self, cut: Cut, stitch: Stitch) -> StitchedNetwork:
+        """The parts of this one around a copy of the stitch, which may be of another precision."""
+        copy = deepcopy(stitch).to(**self.settings.place)
+        return StitchedNetwork(cut.front, copy, cut.end, self._tells_input).eval()
+
+    @torch.no_grad()
+    def _same_quickly(self, cut: Cut, network: StitchedNetwork) -> bool:
+        """Whether single precision will do: large terms may cancel, and leave little but its rounding errors."""
+        if self.quick is self:
+            return True
+        images = next(iter(self.test)).images[:32]
+        exact, found = network(images), self.quick._stitched(self.quick.cuts[cut.pair], network.stitch)(images.float())
+        return bool((exact - found).abs().max() <= 1e-4 * exact.std(0).mean())
+
     def _network(self, cut: Cut, stitch: Stitch, start: AffineMap) -> StitchedNetwork:
         stitch.to(**self.settings.place).set(*(v.to(stitch.bias.device) for v in (start.weight, start.bias)))
         return StitchedNetwork(cut.front, stitch, cut.end, self._tells_input)
 
     def _start(self, cut: Cut, m: Moments | None) -> StitchedNetwork:
         """The stitch that training starts from."""
-        s, generator = self.settings, torch.Generator().manual_seed(self.seed)
+        s, generator = self.settings, generator_of(self.seed)
         p, q = cut.size
         mask = mask_matrix(s.mask, p, q, m, generator)
         form = s.form if mask is None else "masked"
@@ -345,7 +391,8 @@ class Stitching:
             return self.test, False
         return self.test.over(Split(tables["front"], self.test.split.labels)), True
 
-    def _scores(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+    def scores(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        """How right these answers to the score set are, and how often they are the end network's own."""
         wanted, right = self.own["end"], labels
         if self.texts:
             (logits, labels), (wanted, right) = recognised(logits, wanted), recognised(wanted, wanted)
@@ -368,9 +415,10 @@ class Stitching:
     @torch.no_grad()
     def _common(self, cut: Cut, m: Moments | None) -> dict[str, object]:
         """The columns that all rows of a pair share."""
-        s, labels = self.settings, self.own["labels"]
-        x, y = rows_of((cut.front, cut.own), self.test, s.cka_images)
-        accuracies = [math.nan, 1.0] if self.texts else [accuracy(self.own[k], labels).item() for k in ("front", "end")]
+        s, quick = self.settings, self.quick
+        own, labels, parts = quick.own, quick.own["labels"], quick.cuts[cut.pair]
+        x, y = rows_of((parts.front, parts.own), quick.test, s.cka_images)
+        accuracies = [math.nan, 1.0] if self.texts else [accuracy(own[k], labels).item() for k in ("front", "end")]
         return {
             "dataset": self.dataset.name, "front_layer": cut.front_layer, "end_layer": cut.end_layer, "seed": self.seed,
             "init": s.init, "mask": s.mask, "form": s.form, "target": s.target, "epochs": s.epochs,

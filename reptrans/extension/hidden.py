@@ -1,4 +1,4 @@
-"""The intermediate category: make hidden layers of a new network unlike (or like) those of old ones."""
+"""The intermediate category: make hidden layers of a new network dissimilar (or similar) to those of old ones."""
 
 import math
 from collections.abc import Sequence
@@ -113,16 +113,16 @@ class Hidden(Condition):
         return [a(old) for a, old in zip(chains, self._gathered(olds, size), strict=True)]
 
     def _min_max(self, new: dict, olds: dict, force: float, terms: dict, figures: dict) -> tuple[dict, dict]:
-        s, approximate, moving, alike = self.settings, [], [], {}
+        s, approximate, moving, close_to = self.settings, [], [], {}
         side = self.loss.new if s["sign"] < 0 else self.loss.approximator
         for name, z in new.items():
             close = self.approximations(name, olds[name], z.shape[2:])
             approximate += [self.loss.approximator(z.detach(), a) for a in close if s["depth"]]
             each = [side(z, a.detach()) for a in close] if s["mode"] == "extension" else []
             moving += each
-            alike |= {f"{'alike' if s['sign'] < 0 else 'apart'}_{name}": _mean(each).detach()} if each else {}
+            close_to |= {f"{'alike' if s['sign'] < 0 else 'apart'}_{name}": _mean(each).detach()} if each else {}
         terms = terms | ({"approximation": s["w_sim"] * _mean(approximate)} if approximate else {})
-        return terms | ({"extension": force * _mean(moving)} if moving else {}), figures | alike
+        return terms | ({"extension": force * _mean(moving)} if moving else {}), figures | close_to
 
     def _adversary(self, name: str, z: Tensor, olds: list[Tensor], force: float, labels: Tensor) -> Tensor:
         z = reverse_gradient(z, -self.settings["sign"] * force)

@@ -1,4 +1,4 @@
-"""How alike the new activations and their approximation are: for each measure, what either side minimises.
+"""How similar the new activations and their approximation are: for each measure, what either side minimises.
 
 z, the new network's activations, and a, their approximation: both (n, c, h, w). Correlations and R² are per channel,
 over all n*h*w values, then averaged over channels; a channel without variance has correlation 0. All are free of NaN

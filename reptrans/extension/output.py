@@ -1,4 +1,4 @@
-"""The output category: make a new network's answers unlike those of old ones.
+"""The output category: make a new network answer differently from old ones.
 
 Where the terms' gradients get in each other's way, they are projected, or the terms take turns: both give terms of
 unchanged value and another gradient, so that one `fit` serves them too.
@@ -96,7 +96,7 @@ OUTPUT_LOSSES: dict[str, Callable[..., Tensor]] = {
 
 
 class Outputs(Condition):
-    """CE + weight * loss(new logits, old logits, labels): answers unlike the old networks'.
+    """CE + weight * loss(new logits, old logits, labels): answers that differ from the old networks'.
 
     `loss`: a name of OUTPUT_LOSSES; `options` go to it (temperature of inverted_cross_entropy: 1, 2, 4, 5, 8 by the
     authors). `step`: "together"; "pcgrad", conflicting gradients projected first; "alternating", every second step

@@ -7,6 +7,7 @@ they keep.
 
 from reptrans.inputs.fronts import FastFront, as_built, calibrated, fast_front, ladder
 from reptrans.inputs.image import Fourier, Pixels, noise
+from reptrans.inputs.invert import invert
 from reptrans.inputs.metamers import differentiate, metamers, stir
 from reptrans.inputs.objective import Objective, class_logit, match, weighted
 from reptrans.inputs.optimise import Inversion, optimise_input
@@ -42,6 +43,7 @@ __all__ = [
     "differentiate",
     "fast_front",
     "input_errors",
+    "invert",
     "jitter",
     "ladder",
     "like_source",

@@ -58,8 +58,12 @@ def fast_front(
     network's images are normalised by. `precision` "bfloat16": computes in bfloat16 where autocast allows,
     1.5 to 2 times as fast; a first step at layer1 of a ResNet-50 then differs by a fifth, so check that rows agree.
     Equal to `front(net, layer)` up to rounding; a network that `torch.fx` cannot trace runs whole, unfolded.
-    Raises LayerNotFound, CannotCut, UnknownName (precision).
+    Raises LayerNotFound, CannotCut, ShapeMismatch (statistics), UnknownName (precision).
     """
+    if len(mean) != len(std):
+        raise ShapeMismatch(
+            f"{len(mean)} means and {len(std)} standard deviations; give one of each for every channel."
+        )
     if precision not in PRECISIONS:
         raise UnknownName(f"there is no precision {precision!r}. {suggest(precision, map(repr, PRECISIONS))}")
     with evaluating(checked_network(net)):

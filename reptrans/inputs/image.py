@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from reptrans.errors import BadValue, ShapeMismatch
+from reptrans.errors import BadValue, ShapeMismatch, check_whole
+from reptrans.randomness import checked_seed, generator_of
 
 
 class Pixels(nn.Module):
@@ -68,10 +69,13 @@ def noise(
 
     Defaults: those of Badger's scripts, where the second number of N(0.7, 1/20) is a standard deviation too.
     """
-    if count < 1 or std < 0:
-        raise BadValue(f"count is {count} and std {std}; starts are counted from 1 on, and std is 0 or above.")
-    draws = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed + i), dtype=torch.float64)
-             for i in range(count)]  # fmt: skip
+    check_whole("count", count, 1)
+    for size in shape:
+        check_whole("a size of the images", size, 1)
+    if not std >= 0:
+        raise BadValue(f"std is {std}; it must be 0 or above.")
+    seeds = range(checked_seed(seed), seed + count)
+    draws = [torch.randn(*shape, generator=generator_of(i), dtype=torch.float64) for i in seeds]
     return (mean + std * torch.stack(draws)).to(dtype)
 
 

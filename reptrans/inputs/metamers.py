@@ -10,7 +10,7 @@ from reptrans.inputs.image import Pixels, check_images, noise
 from reptrans.inputs.objective import Objective, match
 from reptrans.inputs.optimise import DEFAULT_PRIOR, Inversion, optimise_input
 from reptrans.similarity import calibrate, fold
-from reptrans.training.batches import answers_of
+from reptrans.training.batches import answers_of, checked_network
 
 
 def metamers(front: nn.Module, images: Tensor, start: Tensor, *, tolerance: float = 0.1, **descent) -> Inversion:
@@ -31,7 +31,7 @@ def metamers(front: nn.Module, images: Tensor, start: Tensor, *, tolerance: floa
     if not tolerance > 0:
         raise BadValue(f"tolerance is {tolerance!r}; it must be a number above 0.")
     with torch.no_grad():
-        target = answers_of(front, images)
+        target = answers_of(checked_network(front), images)
     usual = {"prior": DEFAULT_PRIOR, "projection": _inside, "points": 0}
     found = optimise_input(match(front, target, "l2"), Pixels(start), **usual | descent)
     found.rows["converged"] = (found.rows["relative_error"] <= tolerance) & ~found.rows["diverged"]
@@ -51,7 +51,7 @@ def stir(
     Raises as `calibrate`. Source: Nanda et al. (2022), with linear CKA. Deviation: the debiased one, whose value for
     unrelated images is 0, as they are few.
     """
-    x, y = (fold(answers_of(front, given), "pool") for given in (images, others))
+    x, y = (fold(answers_of(checked_network(front), given), "pool") for given in (images, others))
     return calibrate(x, y, measure, null)
 
 

@@ -45,7 +45,10 @@ def class_logit(net: nn.Module, classes: int | Sequence[int] | Tensor, constant:
     the absolute value, which turns back where O_k exceeds C.
     """
     checked_network(net)
-    wanted = torch.as_tensor(classes)
+    try:
+        wanted = torch.as_tensor(classes)
+    except (TypeError, ValueError, RuntimeError):
+        raise BadValue(f"classes are whole numbers, one for all images or one for each; given {classes!r}.") from None
     # Read once: a look at a GPU's values in every step would wait for all that is under way.
     numbers = wanted.flatten().tolist() if isinstance(classes, Tensor) else np.ravel(classes).tolist()
 

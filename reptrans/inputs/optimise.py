@@ -9,12 +9,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from reptrans.errors import BadValue, Diverged, ShapeMismatch, check_whole
+from reptrans.errors import BadValue, Diverged, ShapeMismatch, check_whole, own_arguments
 from reptrans.inputs.fronts import frozen
 from reptrans.inputs.image import Fourier, Pixels, check_images
 from reptrans.inputs.objective import Objective
 from reptrans.inputs.prior import Projection, Term, Transform, total_variation
 from reptrans.inputs.recovery import input_errors, mse, outside
+from reptrans.randomness import generator_of
 from reptrans.training.evaluation import keeping_random_state
 from reptrans.training.rounding import round_to_single
 
@@ -36,9 +37,10 @@ class Inversion:
     trace: pd.DataFrame
 
 
+@own_arguments
 def optimise_input(
     objective: Objective,
-    image: Pixels | Fourier,
+    image: Pixels | Fourier | Tensor,
     *,
     prior: Sequence[Term] = DEFAULT_PRIOR,
     transforms: Sequence[Transform] = (),
@@ -67,11 +69,13 @@ def optimise_input(
     An image whose loss or gradient becomes NaN or infinite stays at the last one for which they were finite, its row
     says so, and a RuntimeWarning is given; the others go on. The objective's networks run frozen, in eval mode;
     parameters, what requires gradients, modes and the global random state are afterwards as they were. `image` is
-    moved.
+    moved; of a tensor, Pixels of it are.
     Raises ShapeMismatch for images that the objective cannot take, BadValue, and Diverged where the start itself has no
     finite loss.
     Source: Mahendran & Vedaldi (2015); Badger's input generation (blog, 2021), whose constants `like_source` gives.
     """
+    image = Pixels(image) if isinstance(image, Tensor) else image
+    _check_kinds(objective, image, prior)
     check_whole("steps", steps, 0)
     check_whole("points", points, 0)
     if not callable(lr) and not 0 < lr < math.inf:
@@ -100,7 +104,7 @@ class _Descent:
         self.objective, self.image, self.prior, self.portable = objective, image, prior, portable
         self.transforms, self.projection = transforms, projection
         self.reference = None if reference is None else reference.to(image.values)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = generator_of(seed)
         self.alive = torch.ones(len(image.values), dtype=torch.bool, device=image.values.device)
         self.ended = torch.zeros_like(self.alive, dtype=torch.int64)
         self.kept, self.trace = image.values.detach().clone(), []
@@ -111,17 +115,16 @@ class _Descent:
             raise BadValue(f"L-BFGS mixes the rows of a batch, which has {len(self.alive)}. Give one image at a time.")
         measured = {round(i * steps / points) for i in range(points)} if points else set()
         for step in range(steps):
-            if step in measured:
-                self.measure(step)
             for group in opt.param_groups:
                 group["lr"] = _rate(lr, step / steps)
-            self.step(opt, step / steps)
+            self.step(opt, step / steps, step if step in measured else None)
             self.ended += self.alive
-        self.settled()
+        self.last = self.figures()
         if points:
-            self.measure(steps)
+            self.measure(steps, self.last)
 
-    def step(self, opt: torch.optim.Optimizer, progress: float) -> None:
+    def step(self, opt: torch.optim.Optimizer, progress: float, point: int | None) -> None:
+        """One step; the trace gets its losses as `point`."""
         values, first = self.image.values, []
         before = values.detach().clone()
 
@@ -129,10 +132,13 @@ class _Descent:
             images = seen = self.image()
             for transform in self.transforms:
                 seen = transform(seen, self.generator)
-            losses = self.objective(seen) + sum(term(images) for term in self.prior)
+            own = self.objective(seen)
+            losses = own + sum(term(images) for term in self.prior)
             (gradient,) = torch.autograd.grad(losses.sum(), values)
             finite = torch.isfinite(losses) & torch.isfinite(gradient).flatten(1).all(1)
-            first.append(finite) if not first else None
+            if point is not None and not first:
+                self.measure(point, self.figures(None if self.transforms else own.detach()))
+            first.append(finite)
             values.grad = gradient.contiguous()  # with NaN, too: `keep` puts such rows back
             return losses.sum().detach()
 
@@ -162,23 +168,25 @@ class _Descent:
         return self.objective(self.image())
 
     @torch.no_grad()
-    def figures(self) -> dict[str, list[float]]:
-        errors, losses = self.objective.errors, self.settled()
+    def figures(self, losses: Tensor | None = None) -> dict[str, list[float]]:
+        """What rows and trace say of the image; `losses`, if they are known and finite, are the objective's."""
+        if losses is None or not torch.isfinite(losses).all():
+            losses = self.settled()
+        errors = self.objective.errors
         known = losses if errors else torch.full_like(losses, math.nan)
         if errors not in (None, self.objective.losses):
             known = errors(self.image())
         return {"loss": losses.tolist(), "relative_error": known.tolist()}
 
-    def measure(self, step: int) -> None:
-        figures = self.figures()
+    def measure(self, step: int, figures: dict[str, list[float]]) -> None:
         if self.reference is not None:
-            figures["mse"] = mse(self.image().detach(), self.reference).tolist()
+            figures = figures | {"mse": mse(self.image().detach(), self.reference).tolist()}
         rows = zip(*figures.values(), strict=True)
         self.trace += [{"step": step, "row": i} | dict(zip(figures, row, strict=True)) for i, row in enumerate(rows)]
 
     def rows(self) -> pd.DataFrame:
-        figures, images = self.figures(), self.image().detach()
-        table = pd.DataFrame({"row": range(len(images))} | figures)
+        images = self.image().detach()
+        table = pd.DataFrame({"row": range(len(images))} | self.last)
         table = table.assign(steps=self.ended.tolist(), diverged=(~self.alive).tolist())
         if self.reference is None:
             return table.assign(outside=outside(images).tolist())
@@ -190,6 +198,18 @@ def _rate(lr: float | Callable[[float], float], progress: float) -> float:
 
 
 @torch.no_grad()
+def _check_kinds(objective: object, image: object, prior: object) -> None:
+    if not isinstance(objective, Objective):
+        raise BadValue(
+            f"the objective is a {type(objective).__name__}; give class_logit(…), match(…), or, of a function of "
+            "images that gives their losses (n,), Objective(function, (network,))."
+        )
+    if not isinstance(image, (Pixels, Fourier)):
+        raise BadValue(f"the image is a {type(image).__name__}; give Pixels(images) or Fourier(images), which move it.")
+    if not (isinstance(prior, Sequence) and all(map(callable, prior))):
+        raise BadValue(f"prior is {prior!r}; it is a list of terms such as total_variation(0.1), or () for none.")
+
+
 def _check_start(objective: Objective, image: Pixels | Fourier, reference: Tensor | None) -> None:
     images = image()
     losses = objective(images)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tv
 
-from reptrans.errors import BadValue, choose
+from reptrans.errors import BadValue, check_whole, choose
 
 Term = Callable[[Tensor], Tensor]
 Transform = Callable[[Tensor, torch.Generator], Tensor]
@@ -53,7 +53,7 @@ def jitter(pixels: int) -> Transform:
 
     For class images: what has to match a layer's activations place by place is only blurred by it.
     """
-    _check("pixels", pixels)
+    check_whole("pixels", pixels, 0)
 
     def transform(images: Tensor, generator: torch.Generator) -> Tensor:
         padded, (height, width) = F.pad(images, (pixels,) * 4, mode="reflect"), images.shape[-2:]
@@ -69,8 +69,11 @@ def blur(sigma: float | Callable[[float], float], kernel: int = 3) -> Projection
     A projection moves the image off the loss's minimum, so the descent no longer ends where its loss says; total
     variation does more for the picture at less cost.
     """
-    if kernel < 1 or kernel % 2 == 0:
+    check_whole("kernel", kernel, 1)
+    if kernel % 2 == 0:
         raise BadValue(f"kernel is {kernel}; it must be an odd number of pixels.")
+    if not callable(sigma):
+        _check("sigma", sigma)
 
     def projection(images: Tensor, progress: float) -> Tensor:
         width = sigma(progress) if callable(sigma) else sigma

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from reptrans.errors import BadValue
+from reptrans.errors import BadValue, Table
 from reptrans.l2t.matching import Looked, both
 from reptrans.l2t.regressors import Pair
-from reptrans.matching import Match, Table, attention, l2, softened_kl
+from reptrans.matching import Match, attention, l2, softened_kl
 from reptrans.randomness import drawing
 from reptrans.training import evaluating
 from reptrans.training.batches import answers_of, checked_network

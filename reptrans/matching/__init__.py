@@ -20,7 +20,7 @@ from reptrans.matching.discrepancies import (
     softened_kl,
 )
 from reptrans.matching.match import CrossEntropy, Match, label, resized, term_names
-from reptrans.matching.named import Table, above_0, whole
+from reptrans.matching.named import above_0, whole
 from reptrans.matching.positions import Positions, positions
 from reptrans.matching.taps import check_taps, tapped
 from reptrans.matching.teacher import Teacher
@@ -33,7 +33,6 @@ __all__ = [
     "Match",
     "Positions",
     "Seen",
-    "Table",
     "Teacher",
     "above_0",
     "affine",

@@ -1,17 +1,6 @@
-"""What a caller may choose, names and numbers, with a word for whoever mistypes one."""
+"""Numbers that a caller may choose, with a word for whoever mistypes one."""
 
-from reptrans.errors import BadValue, UnknownName, suggest
-
-
-class Table(dict):
-    """A dict from name to method whose KeyError says what names there are. `what` it holds stands in the message."""
-
-    def __init__(self, what: str, entries: dict):
-        super().__init__(entries)
-        self.what = what
-
-    def __missing__(self, name: str) -> object:
-        raise UnknownName(f"there is no {self.what} {name!r}. {suggest(str(name).lower(), self)}")
+from reptrans.errors import BadValue
 
 
 def above_0(more: str = "", **numbers: float) -> None:

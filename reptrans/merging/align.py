@@ -7,6 +7,7 @@ from torch import Tensor, fx, nn
 
 from reptrans.errors import ShapeMismatch, choose
 from reptrans.merging.units import Units, permuted, reordered, run_nodes, unit_groups
+from reptrans.randomness import generator_of
 from reptrans.similarity import Moments
 from reptrans.training import evaluating
 from reptrans.training.batches import checked_network
@@ -59,7 +60,7 @@ def _by_weights(a: nn.Module, b: nn.Module, units: Units, seed: int) -> dict[int
     names = {name for name, _ in b.named_parameters()} & set(units.axes)
     theirs, ours = ({n: v.detach().double() for n, v in net.state_dict().items() if n in names} for net in (a, b))
     found = {group: torch.arange(size) for group, size in units.sizes.items()}
-    generator, beside = torch.Generator().manual_seed(seed), _neighbours(units, names)
+    generator, beside = generator_of(seed), _neighbours(units, names)
     waiting = set(found)  # a group whose neighbours stay as they are would get the same assignment again
     for _ in range(_SWEEPS):
         for number in torch.randperm(len(found), generator=generator).tolist():

@@ -117,6 +117,8 @@ def with_task_vectors(
     Raises BadValue for another number of scales than of vectors, or one that is not finite; ShapeMismatch for the
     vectors of another network.
     """
+    if not (isinstance(vectors, Sequence) and all(isinstance(vector, Mapping) for vector in vectors)):
+        raise BadValue("vectors is a list of task vectors, one for each network; see task_vector.")
     scales = [scales] * len(vectors) if isinstance(scales, int | float) else list(scales)
     if not all(math.isfinite(scale) for scale in scales):
         raise BadValue(f"the scales are {scales}; they must be finite numbers.")

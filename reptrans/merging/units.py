@@ -12,10 +12,11 @@ from functools import cached_property
 import torch
 from torch import Tensor, fx, nn
 
-from reptrans.errors import BadValue, ShapeMismatch
+from reptrans.errors import BadValue
 from reptrans.layers.trace import Traced, trace
 from reptrans.merging.walk import Blocks, Walk
 from reptrans.training import evaluating
+from reptrans.training.batches import explained
 
 Permutations = Mapping[int, Tensor]
 
@@ -119,13 +120,8 @@ def _shapes(traced: Traced, images: Tensor) -> dict[fx.Node, torch.Size]:
         if isinstance(value, Tensor):
             shapes[node] = value.shape
 
-    try:
+    with explained(traced.net, images):
         run_nodes(traced, images, see)
-    except RuntimeError as error:
-        raise ShapeMismatch(
-            f"{type(traced.net).__name__} does not take images {tuple(images.shape)} {images.dtype}: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
     return shapes
 
 

@@ -1,4 +1,4 @@
-"""Generated people: stick figures; colours and proportions say who it is, joints say how she stands."""
+"""Generated people: stick figures; colours and proportions are the identity, joints are the pose."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from reptrans.errors import BadValue
-from reptrans.randomness import in_double
+from reptrans.randomness import generator_of, in_double
 from reptrans.reid.people import People, Reid
 
 JOINTS = ("head", "left hand", "right hand", "hip", "left foot", "right foot")
@@ -37,7 +37,7 @@ def stick_figures(
     A function of the arguments alone. Raises BadValue.
     """
     _check(identities, poses, held_out, height, clutter, contrast, tint)
-    g, scale = torch.Generator().manual_seed(seed), height / 64
+    g, scale = generator_of(seed), height / 64
     who, number = torch.arange(identities).repeat_interleave(poses), torch.arange(poses).repeat(identities)
     cameras, first, unseen = number % CAMERAS, number < CAMERAS * QUERIES, who >= identities - held_out
     with in_double():

@@ -78,11 +78,11 @@ class Pairs:
         (state,) = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)
         g, who, n = torch.Generator().manual_seed(int(state >> 1)), self.people.identities, len(self.people)
         first = torch.randperm(n, generator=g)
-        alike = who[first, None] == who
-        others = alike & (first[:, None] != torch.arange(n))
+        same_person = who[first, None] == who
+        others = same_person & (first[:, None] != torch.arange(n))
         same = (torch.rand(n, generator=g) * (1 + self.negatives) < 1) & others.any(1)
-        second = _one_of(torch.where(same[:, None], others, ~alike), g)
-        target = torch.stack([_one_of(alike, g), _one_of(who[second, None] == who, g)])
+        second = _one_of(torch.where(same[:, None], others, ~same_person), g)
+        target = torch.stack([_one_of(same_person, g), _one_of(who[second, None] == who, g)])
         target[1] = torch.where(same, target[0], target[1])
         parts = (t.split(self.batch_size, -1) for t in (first, second, same, target))
         return list(zip(*parts, strict=True))[: len(self)]

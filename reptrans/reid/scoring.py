@@ -25,7 +25,7 @@ def codes_of(encoder: nn.Module, people: People, batch_size: int = 256) -> Tenso
 
 
 def retrieval(distances: Tensor, query: People, gallery: People) -> dict[str, float]:
-    """{"rank1", "mAP", "queries"} of the distances (queries, gallery), small for alike; the first two in [0, 1].
+    """{"rank1", "mAP", "queries"} of distances (queries, gallery), small for similar codes; the first two in [0, 1].
 
     For each query the gallery without the images of the same person by the same camera and without junk (identity -1)
     is ordered by distance; among equal distances right ones come last, so that constant codes earn nothing. rank1: the

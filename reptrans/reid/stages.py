@@ -13,7 +13,7 @@ from reptrans.distillation.methods import fd_gan
 from reptrans.errors import BadValue
 from reptrans.layers.network import keeping_modes
 from reptrans.progress import progress
-from reptrans.randomness import drawing
+from reptrans.randomness import drawing, generator_of
 from reptrans.reid.architectures import Generator, IdentityDiscriminator, PatchDiscriminator, Siamese
 from reptrans.reid.loading import PairBatch, Pairs
 from reptrans.training import Plan, accuracy, evaluating, fit
@@ -233,7 +233,7 @@ def _descend(optimiser: torch.optim.Optimizer, loss: Tensor, stage: Stage) -> No
 
 
 def noise_for(generator: Generator, batch: PairBatch, draws: torch.Generator) -> Tensor:
-    """Normal noise (2b, z), the same for the two of each pair; drawn on the CPU, so alike on every device."""
+    """Normal noise (2b, z), the same for the two of each pair; drawn on the CPU, so the same on every device."""
     noise = torch.randn(len(batch.same), generator.noise, generator=draws, dtype=torch.float64)
     return noise.to(batch.sources).repeat(2, 1)
 
@@ -244,7 +244,7 @@ def generated(parts: Parts, pairs: Pairs, count: int = 8, seed: int = 0) -> dict
     "pose" is the brightest of the joints' maps, as grey. All in eval mode; `seed` of the noise.
     """
     batch = next(iter(pairs))
-    noise = noise_for(parts.generator, batch, torch.Generator().manual_seed(seed))
+    noise = noise_for(parts.generator, batch, generator_of(seed))
     with evaluating(*parts), torch.no_grad():
         fakes = parts.generator(batch.maps, parts.siamese.encoder(batch.sources), noise)
     shown = {"source": batch.sources, "pose": 2 * batch.maps.amax(1, keepdim=True).expand_as(fakes) - 1}

@@ -1,4 +1,4 @@
-"""How alike two representations of the same examples are, streamed or at once, and how alike two networks' answers.
+"""How similar two representations of the same examples are, streamed or at once, and two networks' answers.
 
 `MEASURES` lists what there is; each is called with x (n, p) and y (n, q): tensors, NumPy arrays or lists. `Moments` and
 `Grams` stream, `compare` runs two networks over the same images and gives all pairs of their layers.

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from reptrans.errors import BadData, BadValue, ShapeMismatch
+from reptrans.randomness import checked_seed
 from reptrans.similarity.checks import numbers, tensor_of
 
 
 def disagreement(a: Tensor, b: Tensor) -> float:
-    """Share of examples with different answers, in [0, 1], 0 = alike; at least the difference of the accuracies."""
+    """Share of examples with different answers, in [0, 1], 0 = similar; at least the difference of the accuracies."""
     a, b = _answers([a, b])
     return _mean(a != b)
 
@@ -57,7 +58,7 @@ def error_consistency_interval(
     if not 0 < level < 1:
         raise BadValue(f"level lies between 0 and 1; given {level}.")
     kinds, counts = _kinds(a, b, labels)
-    drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), resamples)
+    drawn = np.random.default_rng(checked_seed(seed)).multinomial(counts.sum(), counts / counts.sum(), resamples)
     kappas = _kappa(drawn @ kinds)
     kappas = kappas[~np.isnan(kappas)]
     tails = (1 - level) / 2, (1 + level) / 2
@@ -89,7 +90,7 @@ def cohen_kappa(a: Tensor, b: Tensor) -> float:
 
 
 def error_ratio(a: Tensor, b: Tensor, labels: Tensor) -> float:
-    """Of the examples both have wrong: differently wrong / same wrong, in [0, ∞], high = unlike.
+    """Of the examples both have wrong: differently wrong / same wrong, in [0, ∞], high = dissimilar.
 
     ∞ if they never give the same wrong answer, NaN if no example is wrong for both. Source: Aksela 2003.
     """
@@ -102,7 +103,7 @@ def error_ratio(a: Tensor, b: Tensor, labels: Tensor) -> float:
 def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
     """Mean Jensen-Shannon divergence of probabilities p, q (n, k), in bits: H((p+q)/2) - (H(p) + H(q)) / 2.
 
-    Range [0, 1], 0 = alike. Probabilities of 0 add nothing. Differentiable inside.
+    Range [0, 1], 0 = similar. Probabilities of 0 add nothing. Differentiable inside.
     Raises ShapeMismatch; BadData if rows are no probabilities: give softmax(logits).
     """
     p, q = numbers(p, "p"), numbers(q, "q")

@@ -17,7 +17,7 @@ from reptrans.similarity.spectrum import Spectrum
 def cca_mean(pair: Pair) -> Tensor:
     """Mean canonical correlation of x (n, p) and y (n, q), over min(p, q) of them.
 
-    Range [0, 1], 1 = alike. Invariant to any invertible linear map; symmetric.
+    Range [0, 1], 1 = similar. Invariant to any invertible linear map; symmetric.
     Source: Raghu et al. 2017. Their code drops the correlations after 98 % of the sum, which raises the mean.
     """
     return _tall(pair, "cca_mean").correlations.mean()
@@ -25,7 +25,7 @@ def cca_mean(pair: Pair) -> Tensor:
 
 @of_moments
 def cca_r2(pair: Pair) -> Tensor:
-    """Mean squared canonical correlation ‖Uxᵀ Uy‖²_F / min(p, q), in [0, 1], 1 = alike (Kornblith et al. 2019)."""
+    """Mean squared canonical correlation ‖Uxᵀ Uy‖²_F / min(p, q), in [0, 1], 1 = similar (Kornblith et al. 2019)."""
     return _tall(pair, "cca_r2").correlations.square().mean()
 
 
@@ -34,7 +34,7 @@ def svcca(pair: Pair, keep: int | float = 0.99) -> Tensor:
     """Mean canonical correlation of the leading principal components.
 
     `keep`: an int, as many of each side; a float below 1, the fewest that hold this share of the variance, that is, of
-    the squared singular values. Range [0, 1], 1 = alike. Invariant to rotation and to a common scale.
+    the squared singular values. Range [0, 1], 1 = similar. Invariant to rotation and to a common scale.
     Source: Raghu et al. 2017. Other code takes the share of the singular values unsquared (anatome), or multiplies the
     threshold by the total variance and so keeps one component nearly always (ReSi).
     """
@@ -50,7 +50,7 @@ def svcca(pair: Pair, keep: int | float = 0.99) -> Tensor:
 def pwcca(pair: Pair) -> Tensor:
     """Projection-weighted CCA: Σ w_i ρ_i, w_i in proportion to Σ_j |⟨h_i, x_j⟩| with x's canonical variates h_i.
 
-    Range [0, 1], 1 = alike. Not symmetric: x gives the weights. Invariant to any invertible linear map of y, and to
+    Range [0, 1], 1 = similar. Not symmetric: x gives the weights. Invariant to any invertible linear map of y, and to
     permutation and a common scale of x.
     Source: Morcos et al. 2018, the paper's formula. Their code adds the means back first and orthonormalises again,
     which gives other values, and fails where y has fewer features than x.
@@ -85,7 +85,7 @@ def gulp(pair: Pair, ridge: float = 0.0) -> Tensor:
 
         tr(Σx^-λ Σx Σx^-λ Σx) + tr(Σy^-λ Σy Σy^-λ Σy) - 2 tr(Σx^-λ Σxy Σy^-λ Σyx),   Σ^-λ = (Σ + λ I)⁻¹
 
-    Range [0, p + q], 0 = alike; with λ = 0 it is p + q - 2 Σ ρ², invariant to any invertible linear map.
+    Range [0, p + q], 0 = similar; with λ = 0 it is p + q - 2 Σ ρ², invariant to any invertible linear map.
     Source: Boix-Adserà et al. 2022, equation 5, squared.
     """
     s = pair.spectrum

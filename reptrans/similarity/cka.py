@@ -12,7 +12,7 @@ def linear_cka(pair: Pair) -> Tensor:
 
         CKA = ‖Xᵀ Y‖²_F / (‖Xᵀ X‖_F ‖Yᵀ Y‖_F),   X, Y with column means removed
 
-    Range [0, 1], 1 = alike. Invariant to rotation and to a common scale of the features; symmetric; differentiable.
+    Range [0, 1], 1 = similar. Invariant to rotation and to a common scale of the features; symmetric; differentiable.
     This is the biased estimate: with many features and few examples it is high even for unrelated noise, n examples of
     d independent features each giving d / (n + d) on average. Computed in the precision given, for use as a loss.
     Raises ShapeMismatch, BadData; NaN for constant features.
@@ -25,7 +25,7 @@ def linear_cka(pair: Pair) -> Tensor:
 def debiased_cka(pair: Pair) -> Tensor:
     """Linear CKA with U-centred Grams, whose products estimate HSIC without bias.
 
-    Range [-1, 1], 1 = alike; near 0 for unrelated noise, below 0 as often as above. Minimising it as a loss drives it
+    Range [-1, 1], 1 = similar; near 0 for unrelated noise, below 0 as often as above. Minimising it as a loss drives it
     below 0: use its square. Precision and errors as for `linear_cka`.
     Source: Nguyen et al. 2021, equation 3, with all examples as one batch; U-centring of Székely and Rizzo 2014.
     """
@@ -44,7 +44,7 @@ def _kernel(x: Tensor, bandwidth: float, debiased: bool) -> Tensor:
 def rbf_cka(x: Tensor, y: Tensor, bandwidth: float = 1.0, debiased: bool = False) -> Tensor:
     """CKA with Gaussian kernels exp(-d² / (2 t² median d²)), t = `bandwidth`, the median over all n² squared distances.
 
-    Range [0, 1], debiased [-1, 1]; 1 = alike. A wide kernel (t = 100) gives linear CKA. Memory n².
+    Range [0, 1], debiased [-1, 1]; 1 = similar. A wide kernel (t = 100) gives linear CKA. Memory n².
     Source: Kornblith et al. 2019, section 3, and their code for the median.
     """
     return _ratio(*products(x, y))

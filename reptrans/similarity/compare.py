@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from reptrans.errors import BadData, BadValue, LayerNotFound, ShapeMismatch, choose
 from reptrans.layers import channel_axes, cuttable_layers, front
 from reptrans.layers.network import first_examples, unwrap
+from reptrans.randomness import generator_of
 from reptrans.similarity.checks import checked, largest_of
 from reptrans.similarity.fold import check_fold, fold, laid_out, token_mask, without_padding
 from reptrans.similarity.grams import join_small
@@ -31,7 +32,7 @@ def compare(
     loader: Iterable | None = None,
     layers_a: str | Sequence[str] | None = None,
     layers_b: str | Sequence[str] | None = None,
-    measure: str = "debiased_cka",
+    measure: str | Measure = "debiased_cka",
     fold: str = "pool",
     class_tokens: int | tuple[int, int] = 0,
     null: int = 0,
@@ -100,7 +101,13 @@ def compare(
 
 @torch.no_grad()
 def calibrate(
-    x: Tensor, y: Tensor, measure: str = "debiased_cka", null: int = 200, intervals: int = 0, seed: int = 0, **options
+    x: Tensor,
+    y: Tensor,
+    measure: str | Measure = "debiased_cka",
+    null: int = 200,
+    intervals: int = 0,
+    seed: int = 0,
+    **options,
 ) -> dict[str, float]:
     """A measure of x (n, p) and y (n, q), tensors, arrays or lists, with what chance gives: value, mean, sd, effect, z,
     p, and low and high with `intervals`; see `Calibrated`. Raises as `compare` does.
@@ -109,20 +116,23 @@ def calibrate(
     """
     if not null:
         raise BadValue("calibrate needs a null, of 200 orders say; without one, call the measure.")
-    x, y = checked(x, y, measure)
-    kept = _keeper(measure, "flatten" if measure == "minibatch_cka" else "pool", options, null, intervals, seed)
+    name = find(measure).name
+    x, y = checked(x, y, name)
+    for side, rows in (("x", x), ("y", y)):
+        refuse_infinite(rows, side)
+    kept = _keeper(name, "flatten" if name == "minibatch_cka" else "pool", options, null, intervals, seed)
     kept.add((["x"], ["y"]), [x, y.to(x.device)])
     row = _finished(kept, intervals, (["x"], [0]), (["y"], [0])).rows().iloc[0]
     return {name: float(row[name]) for name in row.index if name not in ("front_layer", "end_layer", "p_searched")}
 
 
-def _keeper(measure: str, how: str, options: dict, null: int, intervals: int, seed: int) -> Kept:
+def _keeper(measure: str | Measure, how: str, options: dict, null: int, intervals: int, seed: int) -> Kept:
     """What keeps for this measure what it needs, and for its null and its intervals. Raises UnknownName, BadValue."""
     check_null(null, intervals)
     if intervals and not null:
         raise BadValue("intervals stand beside a null; give null=200 say.")
-    generator = torch.Generator().manual_seed(seed)
-    return KEEPERS[find(measure).needs](measure, how, options, bool(null), shuffles=null, generator=generator)
+    generator, found = generator_of(seed), find(measure)
+    return KEEPERS[found.needs](found.name, how, options, bool(null), shuffles=null, generator=generator)
 
 
 def _finished(kept: Kept, intervals: int, *sides: tuple[list[str], list[int]]) -> "pd.DataFrame | Calibrated":
@@ -144,7 +154,7 @@ def most_similar(table: "pd.DataFrame", measure: str | Measure) -> "pd.Series":
 
     NaN for a row that has only NaN. Raises UnknownName.
     """
-    measure = find(measure) if isinstance(measure, str) else measure
+    measure = find(measure)
     values = table if measure.higher_is_better else -table
     return values.fillna(-np.inf).idxmax(axis=1).where(table.notna().any(axis=1))
 
@@ -221,7 +231,7 @@ def _folded(activations: Tensor, name: str, how: str, axis: int | None, dropped:
 
 
 def refuse_infinite(activations: Tensor, name: str) -> None:
-    """Raise BadData for NaN or infinity in the activations of a layer."""
+    """Raise BadData for NaN or infinity in the activations of a layer, or in what is given as such."""
     if not largest_of(activations) < torch.inf:
         raise BadData(f"the activations of layer {name!r} hold NaN or infinity; look at the network and its input.")
 

@@ -50,7 +50,7 @@ def rsa(x: Tensor, y: Tensor, distance: str = "correlation", compare: str = "spe
 
     `distance`: correlation (1 - Pearson of two rows; changes under rotation and translation of the features),
     euclidean, or sqeuclidean. `compare`: spearman, pearson, or kendall (tau-a: ties count as neither).
-    Range [-1, 1], 1 = alike. Only pearson is differentiable. NaN where an example has no variation over its features.
+    Range [-1, 1], 1 = similar. Only pearson is differentiable. NaN where an example has no variation over its features.
     Source: Kriegeskorte et al. 2008; tau-a by Nili et al. 2014.
     """
     return _COMPARISONS[compare][1](x, y)
@@ -63,13 +63,13 @@ def euclidean(x: Tensor) -> Tensor:
 
 @of_rows(prepare=euclidean, absolute=True, matrices=4, exchanged=both_exchanged)
 def rsm_frobenius(x: Tensor, y: Tensor) -> Tensor:
-    """‖Dx - Dy‖_F of the two matrices (n, n) of Euclidean distances between rows; range [0, ∞), 0 = alike."""
+    """‖Dx - Dy‖_F of the two matrices (n, n) of Euclidean distances between rows; range [0, ∞), 0 = similar."""
     return (x - y).norm()
 
 
 @of_rows(prepare=euclidean, absolute=True, matrices=4, exchanged=both_exchanged)
 def rsm_spectral(x: Tensor, y: Tensor) -> Tensor:
-    """‖Dx - Dy‖₂, the largest absolute eigenvalue of the difference of distances; range [0, ∞), 0 = alike."""
+    """‖Dx - Dy‖₂, the largest absolute eigenvalue of the difference of distances; range [0, ∞), 0 = similar."""
     return torch.linalg.eigvalsh(x - y).abs().max()
 
 
@@ -83,7 +83,7 @@ def _doubly_centred(x: Tensor) -> Tensor:
 def distance_correlation(x: Tensor, y: Tensor) -> Tensor:
     """sqrt(dCov² / sqrt(dVar²x dVar²y)) of doubly centred Euclidean distances; biased, as CKA is.
 
-    Range [0, 1], 1 = alike. Invariant to rotation and a common scale. Source: Székely et al. 2007.
+    Range [0, 1], 1 = similar. Invariant to rotation and a common scale. Source: Székely et al. 2007.
     """
     return (x * y).sum().clamp_min(0).sqrt()
 

@@ -56,7 +56,7 @@ class Grams:
         return self
 
     def values(self) -> Tensor:
-        """Minibatch CKA (layers_x, layers_y) in [-1, 1], 1 = alike; NaN for a layer without variance."""
+        """Minibatch CKA (layers_x, layers_y) in [-1, 1], 1 = similar; NaN for a layer without variance."""
         if not self.count:
             raise BadData("No activations were seen yet; call update first.")
         return self._hsic / torch.outer(self._xx.sqrt(), self._yy.sqrt())
@@ -72,7 +72,7 @@ class Grams:
 def minibatch_cka(x: Tensor, y: Tensor, batch_size: int = 100) -> Tensor:
     """Minibatch CKA of x (n, p) and y (n, q) in batches of consecutive examples; see `Grams`.
 
-    Range [-1, 1], 1 = alike. A last batch of fewer than 4 examples is joined to the one before.
+    Range [-1, 1], 1 = similar. A last batch of fewer than 4 examples is joined to the one before.
     """
     if batch_size < LEAST:
         raise BadValue(f"batch_size is at least {LEAST}; given {batch_size}.")

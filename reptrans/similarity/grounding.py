@@ -1,6 +1,6 @@
 """How well a measure tells apart what is known to differ: from a table of similarities to scores of the measure.
 
-All take similarities, high = alike (turn distances round), and are 1 for a measure that is always right.
+All take similarities, high = similar (change the sign of distances), and are 1 for a measure that is always right.
 Source: Klabunde et al. 2025, tests grounded by design (groups of networks, order of layers) and by prediction.
 """
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from reptrans.errors import BadValue, choose, suggest
+from reptrans.errors import BadValue, Table, suggest
 from reptrans.similarity import cca, cka, distances, grams, neighbours, shapes
 
 ORTHOGONAL, PERMUTATION, SCALE, TRANSLATION, LINEAR = "orthogonal", "permutation", "scale", "translation", "linear"
@@ -20,13 +20,13 @@ ORTHOGONAL, PERMUTATION, SCALE, TRANSLATION, LINEAR = "orthogonal", "permutation
 class Measure:
     """A measure of two representations, and what may be relied on; to be called with x (n, p) and y (n, q).
 
-    `alike`: "high" or "low", the end of `range` that means alike (`range[1]` or `range[0]`). `invariances`: changes of
-    either representation that leave the value as it is; `y_only` those of the second alone.
+    `higher_is_better`: whether high values mean similar, so that the best is `range[1]`, and not `range[0]`.
+    `invariances`: changes of either representation that leave the value as it is; `y_only` those of the second alone.
     `needs`: "moments" (exact from one streamed pass), "grams" (streamed in batches), or "rows" (all in memory).
     """
 
     function: Callable
-    alike: str
+    higher_is_better: bool
     range: tuple[float, float]
     invariances: frozenset[str]
     needs: str = "rows"
@@ -42,10 +42,6 @@ class Measure:
     @property
     def name(self) -> str:
         return self.function.__name__
-
-    @property
-    def higher_is_better(self) -> bool:
-        return self.alike == "high"
 
     def check_options(self, options: dict) -> None:
         """Raise BadValue for an option that the function does not have."""
@@ -63,40 +59,38 @@ _EXCHANGED = frozenset({PERMUTATION, SCALE, TRANSLATION})
 _TURNED = frozenset({ORTHOGONAL, PERMUTATION, SCALE})
 _INF = math.inf
 
-MEASURES: dict[str, Measure] = {
-    measure.name: measure
-    for measure in (
-        Measure(cka.linear_cka, "high", (0, 1), _ROTATED, "moments"),
-        Measure(cka.debiased_cka, "high", (-1, 1), _ROTATED, "moments"),
-        Measure(grams.minibatch_cka, "high", (-1, 1), _ROTATED, "grams", differentiable=False),
-        Measure(cka.rbf_cka, "high", (0, 1), _ROTATED),
-        Measure(cca.cca_mean, "high", (0, 1), _ANY, "moments"),
-        Measure(cca.cca_r2, "high", (0, 1), _ANY, "moments"),
-        Measure(cca.svcca, "high", (0, 1), _ROTATED, "moments"),
-        Measure(cca.pwcca, "high", (0, 1), _EXCHANGED, "moments", symmetric=False, y_only=_ANY),
-        Measure(cca.linear_r2, "high", (0, 1), _ROTATED, "moments", symmetric=False, y_only=_ANY),
-        Measure(cca.gulp, "low", (0, _INF), _ANY, "moments"),
-        Measure(shapes.procrustes_angular, "low", (0, math.pi / 2), _ROTATED, "moments"),
-        Measure(shapes.procrustes_size_shape, "low", (0, _INF), _RIGID, "moments"),
-        Measure(shapes.permutation_angular, "low", (0, math.pi / 2), _EXCHANGED, "moments"),
-        Measure(shapes.permutation_euclid, "low", (0, _INF), _EXCHANGED - {SCALE}, "moments"),
-        Measure(shapes.hard_correlation_match, "high", (-1, 1), _EXCHANGED, "moments"),
-        Measure(shapes.soft_correlation_match, "high", (-1, 1), _EXCHANGED, "moments"),
-        Measure(shapes.aligned_cosine, "high", (-1, 1), _TURNED),
-        Measure(shapes.eigenspace_overlap, "high", (0, 1), _TURNED | {LINEAR}),
-        Measure(distances.rsa, "high", (-1, 1), frozenset({PERMUTATION, SCALE}), differentiable=False),
-        Measure(distances.rsm_frobenius, "low", (0, _INF), _RIGID),
-        Measure(distances.rsm_spectral, "low", (0, _INF), _RIGID),
-        Measure(distances.distance_correlation, "high", (0, 1), _ROTATED),
-        Measure(neighbours.knn_jaccard, "high", (0, 1), _TURNED, differentiable=False),
-        Measure(neighbours.mutual_knn, "high", (0, 1), _TURNED, differentiable=False),
-        Measure(neighbours.rank_similarity, "high", (0, 1), _TURNED, differentiable=False),
-        Measure(neighbours.second_order_cosine, "high", (-1, 1), _TURNED),
-        Measure(neighbours.cknna, "high", (-1, 1), _TURNED, symmetric=False),
-    )
-}
+_MEASURES = (
+    Measure(cka.linear_cka, True, (0, 1), _ROTATED, "moments"),
+    Measure(cka.debiased_cka, True, (-1, 1), _ROTATED, "moments"),
+    Measure(grams.minibatch_cka, True, (-1, 1), _ROTATED, "grams", differentiable=False),
+    Measure(cka.rbf_cka, True, (0, 1), _ROTATED),
+    Measure(cca.cca_mean, True, (0, 1), _ANY, "moments"),
+    Measure(cca.cca_r2, True, (0, 1), _ANY, "moments"),
+    Measure(cca.svcca, True, (0, 1), _ROTATED, "moments"),
+    Measure(cca.pwcca, True, (0, 1), _EXCHANGED, "moments", symmetric=False, y_only=_ANY),
+    Measure(cca.linear_r2, True, (0, 1), _ROTATED, "moments", symmetric=False, y_only=_ANY),
+    Measure(cca.gulp, False, (0, _INF), _ANY, "moments"),
+    Measure(shapes.procrustes_angular, False, (0, math.pi / 2), _ROTATED, "moments"),
+    Measure(shapes.procrustes_size_shape, False, (0, _INF), _RIGID, "moments"),
+    Measure(shapes.permutation_angular, False, (0, math.pi / 2), _EXCHANGED, "moments"),
+    Measure(shapes.permutation_euclid, False, (0, _INF), _EXCHANGED - {SCALE}, "moments"),
+    Measure(shapes.hard_correlation_match, True, (-1, 1), _EXCHANGED, "moments"),
+    Measure(shapes.soft_correlation_match, True, (-1, 1), _EXCHANGED, "moments"),
+    Measure(shapes.aligned_cosine, True, (-1, 1), _TURNED),
+    Measure(shapes.eigenspace_overlap, True, (0, 1), _TURNED | {LINEAR}),
+    Measure(distances.rsa, True, (-1, 1), frozenset({PERMUTATION, SCALE}), differentiable=False),
+    Measure(distances.rsm_frobenius, False, (0, _INF), _RIGID),
+    Measure(distances.rsm_spectral, False, (0, _INF), _RIGID),
+    Measure(distances.distance_correlation, True, (0, 1), _ROTATED),
+    Measure(neighbours.knn_jaccard, True, (0, 1), _TURNED, differentiable=False),
+    Measure(neighbours.mutual_knn, True, (0, 1), _TURNED, differentiable=False),
+    Measure(neighbours.rank_similarity, True, (0, 1), _TURNED, differentiable=False),
+    Measure(neighbours.second_order_cosine, True, (-1, 1), _TURNED),
+    Measure(neighbours.cknna, True, (-1, 1), _TURNED, symmetric=False),
+)
+MEASURES = Table("measure", {measure.name: measure for measure in _MEASURES})
 
 
-def find(name: str) -> Measure:
-    """The record of a measure; UnknownName otherwise."""
-    return choose(name, MEASURES, "there is no measure {}")
+def find(measure: str | Measure) -> Measure:
+    """The record of a measure, by its name or itself; UnknownName otherwise."""
+    return measure if isinstance(measure, Measure) else MEASURES[measure]

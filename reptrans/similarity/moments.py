@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from reptrans.errors import BadData, BadValue, ShapeMismatch
+from reptrans.errors import BadData, BadValue, ShapeMismatch, check_whole
 from reptrans.similarity.checks import largest_of, numbers, refuse_few, refuse_memory, refuse_scale
 from reptrans.similarity.pair import Pair
 from reptrans.similarity.spectrum import Principal
@@ -137,7 +137,7 @@ class PairMoments(Pair):
 
     @property
     def linear_cka(self) -> Tensor:
-        """Linear CKA ‖xy‖² / (‖xx‖ ‖yy‖) of the channels, in [0, 1], 1 = alike (Kornblith et al. 2019, biased)."""
+        """Linear CKA ‖xy‖² / (‖xx‖ ‖yy‖) of the channels, in [0, 1], 1 = similar (Kornblith et al. 2019, biased)."""
         return self.xy.square().sum((-2, -1)) / (self.xx.norm() * self.yy.norm())
 
     @property
@@ -191,6 +191,8 @@ class Moments:
     """
 
     def __init__(self, p: int, q: int, device: torch.device | str = "cpu", debiased: bool = False):
+        for name, features in (("p", p), ("q", q)):
+            check_whole(name, features, 1, more=": the number of features.")
         size = 8 * (p**2 + p * q + q**2)
         refuse_memory(size, f"the moments of {p} and {q} features", "Pool the features, or take fewer.")
         self.p, self.q, self._sums, self._pair = p, q, (Sums(debiased), Sums(debiased)), None

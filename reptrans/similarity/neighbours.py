@@ -1,7 +1,7 @@
 """Whether two representations give each example the same nearest neighbours.
 
 Neighbours are by cosine, without the example itself, equally close ones in the order of the examples. All values but
-`cknna` are means over the examples, 1 = alike; NaN where an example has no activation at all. Many examples are taken
+`cknna` are means over the examples, 1 = similar; NaN where an example has no activation at all. Many examples are taken
 in blocks, each with its cosines to all.
 """
 
@@ -73,7 +73,7 @@ def mutual_knn(x: _Nearest, y: _Nearest, k: int = 10) -> Tensor:
 
 @_measure_of_neighbours
 def rank_similarity(x: _Nearest, y: _Nearest, k: int = 10) -> Tensor:
-    """How alike the common neighbours are ranked: Σ_j 2 / ((1 + |r - r'|)(r + r')) / Σ_{i=1..m} 1/i for m common ones.
+    """How similarly common neighbours are ranked: Σ_j 2 / ((1 + |r - r'|)(r + r')) / Σ_{i=1..m} 1/i for m common ones.
 
     Range [0, 1]; an example without common neighbour counts 0. r, r' are the neighbour's ranks from 1 on.
     Source: Wang et al. 2020; normalised as in Klabunde et al. 2023.
@@ -110,7 +110,7 @@ def cknna(x: _Nearest, y: _Nearest, k: int = 10) -> Tensor:
         HSIC(m ∘ K, m ∘ L) / sqrt(HSIC(mx ∘ K, mx ∘ K) HSIC(my ∘ L, my ∘ L))
 
     K, L: cosines; mx[i, j] = 1 where j is among the k nearest of i, and m = mx ∘ my; HSIC by the unbiased estimate of
-    Song et al. 2012. Range about [-1, 1], 1 = alike; NaN where a denominator is not positive. `k` is at least 2.
+    Song et al. 2012. Range about [-1, 1], 1 = similar; NaN where a denominator is not positive. `k` is at least 2.
     Source: Huh et al. 2024, as their code computes it (the published figures are its): it multiplies m ∘ K with the
     transpose of m ∘ L, which is not symmetric, where the paper's equation does not. Rows are given length 1 here; their
     scripts do that before they call it. Their 1e-6 in the denominator is left out.

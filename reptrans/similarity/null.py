@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from reptrans.errors import BadData, BadValue
-from reptrans.similarity.checks import LEAST
+from reptrans.similarity.checks import LEAST, refuse_memory
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from reptrans.similarity.measures import Measure
 
-FEWEST = 20  # orders: with fewer, no value is beyond chance at 5 %
+FEWEST, MOST = 20, 100_000  # orders: with fewer, no value is beyond chance at 5 %; more say nothing new
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Calibrated:
     """Tables of one measure, layers of one network (rows) by layers of the other (columns), and what chance gives.
 
     - `value`: the measure; `mean` and `sd`: of the null, its values under exchanged examples.
-    - `effect`: (value - mean) / (best - mean), with the value `best` that means alike: 1 where nothing is missing, 0
+    - `effect`: (value - mean) / (best - mean), with the value `best` of identical sides: 1 where nothing is missing, 0
       for chance, whichever way the measure runs.
     - `score`: (value - τ) / (best - τ), or 0 where that is less: the published calibration (Gröger et al. 2026), with
-      the 5 % most alike of all values, that of the examples in order among them, beginning at τ.
-    - `z`: (value - mean) / sd, turned so that more is more alike.
-    - `p`: (1 + orders at least as alike) / (1 + orders), for this pair of layers alone.
-    - `p_searched`: likewise with the largest z over all pairs in each order, as for whoever looks for the most alike
+      the 5 % most similar of all values, that of the examples in order among them, beginning at τ.
+    - `z`: (value - mean) / sd, turned so that higher is more similar.
+    - `p`: (1 + orders at least as similar) / (1 + orders), for this pair of layers alone.
+    - `p_searched`: likewise with the largest z over all pairs in each order, as for a search for the most similar
       pair; true for any of the pairs with 5 % where nothing is shared, however many there are.
     - `best`: the most similar pair, and what chance gives whoever reports it alone: front_layer, end_layer, value, and
       mean, sd, effect, score, p against the most similar pair of each order.
@@ -74,6 +74,7 @@ class Calibrated:
 
 def orders(examples: int, number: int, generator: torch.Generator) -> Tensor:
     """(number, examples): orders of the examples, drawn at random."""
+    refuse_memory(8 * number * examples, f"{number} orders of {examples} examples", "Give fewer of either.")
     drawn = [torch.randperm(examples, generator=generator) for _ in range(number)]
     return torch.stack(drawn) if drawn else torch.empty(0, examples, dtype=torch.long)
 
@@ -81,8 +82,10 @@ def orders(examples: int, number: int, generator: torch.Generator) -> Tensor:
 def check_null(null: int, intervals: int) -> None:
     """Raise BadValue for numbers of orders and of halves that are none, or too few to say anything."""
     for name, number in (("null", null), ("intervals", intervals)):
-        if isinstance(number, bool) or not isinstance(number, int) or not (number == 0 or number >= FEWEST):
-            raise BadValue(f"{name} is a number of random orders, {FEWEST} or more, or 0 for none; given {number!r}.")
+        if isinstance(number, bool) or not isinstance(number, int) or not (number == 0 or FEWEST <= number <= MOST):
+            raise BadValue(
+                f"{name} is a number of random orders from {FEWEST} to {MOST:,}, or 0 for none; given {number!r}."
+            )
 
 
 def refuse_few_orders(examples: int, number: int) -> None:
@@ -104,7 +107,7 @@ def interval(value: np.ndarray, halves: np.ndarray) -> tuple[np.ndarray, np.ndar
     """The ends of a 95 % interval from the values of random halves of the examples.
 
     A half without replacement scatters around the whole by as much as the whole does around the truth, for whatever
-    is nearly a mean over examples; drawing with replacement would not do, as equal examples are alike by themselves.
+    is nearly a mean over examples; drawing with replacement would not do, as a repeated example is similar to itself.
     Source: the delete-d jackknife of Shao and Wu 1989, with half of the examples left out.
     """
     low, high = np.quantile(halves - halves.mean(0), (0.025, 0.975), axis=0)
@@ -126,7 +129,7 @@ def calibrated(value: "pd.DataFrame", null: Tensor, measure: "Measure", halves: 
     every = np.concatenate([own[None], drawn]) * sign
     every = (every - every.mean(0)) / every.std(0)
     # Rounding differs from order to order, where all of them give the same.
-    alike = every[1:] >= every[0] - 1e-9
+    reached = every[1:] >= every[0] - 1e-9
     searched = np.nanmax(every[1:], axis=(1, 2))[:, None, None] >= every[0] - 1e-9
     tables = {
         "mean": mean,
@@ -134,23 +137,23 @@ def calibrated(value: "pd.DataFrame", null: Tensor, measure: "Measure", halves: 
         "effect": (own - mean) / (best - mean),
         "score": _score(own, drawn, sign, best),
         "z": sign * (own - mean) / sd,
-        "p": (1 + alike.sum(0)) / (1 + len(drawn)),
+        "p": (1 + reached.sum(0)) / (1 + len(drawn)),
         "p_searched": (1 + searched.sum(0)) / (1 + len(drawn)),
     }
     if halves is not None:
         tables["low"], tables["high"] = interval(own, halves.numpy())
     tables = {k: pd.DataFrame(v, value.index, value.columns) for k, v in tables.items()}
-    return Calibrated(value, best=_most_alike(value, drawn, sign, best), **tables)
+    return Calibrated(value, best=_most_similar(value, drawn, sign, best), **tables)
 
 
 def _score(own: np.ndarray, drawn: np.ndarray, sign: int, best: float) -> np.ndarray:
     every = np.sort(np.concatenate([own[None], drawn]) * sign, axis=0)
     critical = sign * every[math.ceil(0.95 * len(every)) - 1]
-    # Where chance gives what means alike, nothing lies beyond it.
+    # Where chance gives the best value, nothing lies beyond it.
     return np.clip((own - critical) / np.where(best == critical, np.inf, best - critical), 0, None)
 
 
-def _most_alike(value: "pd.DataFrame", drawn: np.ndarray, sign: int, best: float) -> dict[str, float | str]:
+def _most_similar(value: "pd.DataFrame", drawn: np.ndarray, sign: int, best: float) -> dict[str, float | str]:
     own = value.to_numpy() * sign
     if np.isnan(own).all():
         return {}

@@ -12,7 +12,7 @@ from reptrans.similarity.pair import Pair, of_moments, of_rows
 def procrustes_angular(pair: Pair, alpha: float = 1.0) -> Tensor:
     """Angle between x and y after the best rotation: arccos(‖XᵀY‖_* / (‖X‖_F ‖Y‖_F)).
 
-    Range [0, π/2], 0 = alike; a metric. Invariant to rotation and a common scale. With `alpha` below 1 both sides are
+    Range [0, π/2], 0 = similar; a metric. Invariant to rotation and a common scale. With `alpha` below 1 both sides are
     whitened in part first, X (αI + (1-α)(XᵀX)^-1/2); at 0 it is invariant to any invertible linear map.
     The gradient is infinite at 0: as a loss take minus its cosine.
     Source: Williams et al. 2021, equations 4 and 8.
@@ -31,7 +31,7 @@ def procrustes_angular(pair: Pair, alpha: float = 1.0) -> Tensor:
 def procrustes_size_shape(pair: Pair) -> Tensor:
     """Frobenius distance after the best rotation: sqrt(‖X‖² + ‖Y‖² - 2 ‖XᵀY‖_*).
 
-    Range [0, ∞), 0 = alike; a metric; grows with √n and with the features' scale (Williams et al. 2021).
+    Range [0, ∞), 0 = similar; a metric; grows with √n and with the features' scale (Williams et al. 2021).
     """
     squared = pair.xx.trace() + pair.yy.trace() - 2 * pair.nuclear
     return (pair.count * squared.clamp_min(0)).sqrt()
@@ -41,7 +41,7 @@ def procrustes_size_shape(pair: Pair) -> Tensor:
 def permutation_angular(pair: Pair) -> Tensor:
     """Angle between x and y after the best exchange of features: arccos(max_P tr(Pᵀ XᵀY) / (‖X‖_F ‖Y‖_F)).
 
-    Range [0, π/2], 0 = alike; a metric. Invariant to permutation and a common scale. Features without partner, where
+    Range [0, π/2], 0 = similar; a metric. Invariant to permutation and a common scale. Features without partner, where
     the numbers differ, stand against zeros. Source: Williams et al. 2021.
     """
     return _arccos(_assigned(pair.xy).sum() / (_deviation(pair.xx) * _deviation(pair.yy)))
@@ -49,7 +49,7 @@ def permutation_angular(pair: Pair) -> Tensor:
 
 @of_moments(absolute=True)
 def permutation_euclid(pair: Pair) -> Tensor:
-    """Frobenius distance after the best exchange of features, sqrt(‖X‖² + ‖Y‖² - 2 max_P tr(Pᵀ XᵀY)), 0 = alike."""
+    """Frobenius distance after the best exchange of features, sqrt(‖X‖² + ‖Y‖² - 2 max_P tr(Pᵀ XᵀY)), 0 = similar."""
     squared = pair.xx.trace() + pair.yy.trace() - 2 * _assigned(pair.xy).sum()
     return (pair.count * squared.clamp_min(0)).sqrt()
 
@@ -58,7 +58,7 @@ def permutation_euclid(pair: Pair) -> Tensor:
 def hard_correlation_match(pair: Pair) -> Tensor:
     """Mean correlation of x's features, each with its own partner in y: the best one-to-one match.
 
-    Range [-1, 1], 1 = alike; over min(p, q) matched features. A constant feature correlates with nothing.
+    Range [-1, 1], 1 = similar; over min(p, q) matched features. A constant feature correlates with nothing.
     Source: Li et al. 2015.
     """
     return _assigned(pair.correlation).mean()
@@ -68,7 +68,7 @@ def hard_correlation_match(pair: Pair) -> Tensor:
 def soft_correlation_match(pair: Pair) -> Tensor:
     """Mean, over all features of both sides, of the correlation with the best partner, which others may share.
 
-    Range [-1, 1], 1 = alike: the mean of x's mean and y's mean. Source: Li et al. 2015; Khosla and Williams 2024.
+    Range [-1, 1], 1 = similar: the mean of x's mean and y's mean. Source: Li et al. 2015; Khosla and Williams 2024.
     """
     correlation = pair.correlation
     return (correlation.amax(-2).mean(-1) + correlation.amax(-1).mean(-1)) / 2
@@ -78,8 +78,8 @@ def soft_correlation_match(pair: Pair) -> Tensor:
 def aligned_cosine(x: Tensor, y: Tensor) -> Tensor:
     """Mean cosine of corresponding rows after the best rotation of x (n, p) to y (n, q), not centred.
 
-    Range [-1, 1], 1 = alike. Invariant to rotation and a common scale. The smaller side is padded with zeros; NaN where
-    an example has no activation at all. Source: Hamilton et al. 2016, as a mean over rows.
+    Range [-1, 1], 1 = similar. Invariant to rotation and a common scale. The smaller side is padded with zeros; NaN
+    where an example has no activation at all. Source: Hamilton et al. 2016, as a mean over rows.
     """
     width = max(x.shape[1], y.shape[1])
     x, y = (torch.nn.functional.pad(v, (0, width - v.shape[1])) for v in (x, y))
@@ -96,7 +96,7 @@ def _basis(x: Tensor) -> Tensor:
 def eigenspace_overlap(x: Tensor, y: Tensor) -> Tensor:
     """‖Uxᵀ Uy‖²_F / max(p, q) with orthonormal bases of the column spaces, not centred.
 
-    Range [0, 1], 1 = alike. Invariant to any invertible linear map. Needs more examples than features.
+    Range [0, 1], 1 = similar. Invariant to any invertible linear map. Needs more examples than features.
     Source: May et al. 2019.
     """
     widest = max(x.shape[1], y.shape[1])

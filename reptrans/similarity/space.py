@@ -1,4 +1,4 @@
-"""How the classes of a network lie to each other in its outputs, and whether another network has them alike.
+"""The geometry of a network's classes in its outputs, and whether another network has the same.
 
 y_n = O(a_n) is the output for class n's image (a generated one in the study this follows); the matrix of all y_n, one
 row for each class, is compared between networks.
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reptrans.errors import BadData, BadValue, ShapeMismatch, choose
+from reptrans.randomness import generator_of
 from reptrans.similarity import rsa
 from reptrans.training import evaluating
 from reptrans.training.batches import answers_of, checked_network
@@ -39,7 +40,7 @@ def class_outputs(net: nn.Module, images: Tensor) -> Tensor:
 
 
 def centred_cosine(x: Tensor, y: Tensor) -> float:
-    """⟨X, Y⟩ / (‖X‖ ‖Y‖) of two (k, K) matrices with the mean of every row taken off; in [-1, 1], 1 = alike.
+    """⟨X, Y⟩ / (‖X‖ ‖Y‖) of two (k, K) matrices with the mean of every row taken off; in [-1, 1], 1 = similar.
 
     Invariant to what softmax does not see, a number added to all logits of a row, and to a common scale.
     NaN where all logits of a matrix are equal within its rows.
@@ -67,7 +68,7 @@ def nearest(outputs: Tensor, k: int = 1, by: str = "logit") -> Tensor:
 
 
 def neighbour_agreement(x: Tensor, y: Tensor) -> float:
-    """Mean over classes of |N_x(n) ∩ N_y(n)| / k for two tables (classes, k) of `nearest`; in [0, 1], 1 = alike."""
+    """Mean over classes of |N_x(n) ∩ N_y(n)| / k for two tables (classes, k) of `nearest`; in [0, 1], 1 = similar."""
     if x.shape != y.shape:
         raise ShapeMismatch(f"tables of neighbours {tuple(x.shape)} and {tuple(y.shape)} cannot be compared.")
     return float((x[:, :, None] == y[:, None, :]).any(2).double().mean())
@@ -78,7 +79,7 @@ def permutation_baseline(x: Tensor, y: Tensor, permutations: int = 1000, seed: i
 
     Its mean over all permutations is k / (classes - 1), whatever the tables.
     """
-    generator, found = torch.Generator().manual_seed(seed), []
+    generator, found = generator_of(seed), []
     for _ in range(permutations):
         name = torch.randperm(len(y), generator=generator).to(y.device)
         renamed = torch.empty_like(y)

@@ -1,6 +1,7 @@
 """Activations in files: compared without a network, and only where their ids say that they are of the same examples."""
 
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,11 @@ class Features:
     ids: Sequence
 
     def __post_init__(self):
+        if not isinstance(self.layers, Mapping) or not isinstance(self.ids, (Iterable, Tensor)):
+            raise BadData(
+                f"features are {{'layer': activations (n, …)}} and the ids of the n examples; given a "
+                f"{type(self.layers).__name__} and a {type(self.ids).__name__}."
+            )
         layers = {str(name): numbers(v, f"layer {name!r}") for name, v in dict(self.layers).items()}
         ids = [v.item() if isinstance(v, (np.generic, Tensor)) else v for v in self.ids]
         if not layers:
@@ -45,13 +51,23 @@ class Features:
         for name, v in layers.items():
             if v.ndim < 2 or len(v) != len(ids):
                 raise ShapeMismatch(f"layer {name!r} is {tuple(v.shape)}; {len(ids)} ids need ({len(ids)}, …).")
-        if odd := [v for v in ids if not isinstance(v, (str, int))]:
-            raise BadData(f"ids are numbers or strings; {odd[0]!r} is a {type(odd[0]).__name__}.")
+        if taken := {"ids", "id", "file"} & set(layers):
+            raise BadData(f"no layer may be called {taken.pop()!r}: in files it means something else. Rename it.")
+        kind = str if ids and isinstance(ids[0], str) else int
+        if odd := [v for v in ids if not isinstance(v, kind)]:
+            raise BadData(
+                f"ids are whole numbers, or all of them strings; {odd[0]!r} is a {type(odd[0]).__name__}, and the "
+                f"first of them is {ids[0]!r}."
+            )
         if len(set(ids)) < len(ids):
-            first = next(v for i, v in enumerate(ids) if v in ids[:i])
+            first = Counter(ids).most_common(1)[0][0]
             raise BadData(f"the id {first!r} is there more than once; an id belongs to one example.")
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "ids", ids)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {tuple(v.shape)}" for name, v in self.layers.items())
+        return f"Features({len(self.ids)} examples: {shapes})"
 
     @classmethod
     @torch.no_grad()
@@ -121,7 +137,8 @@ def refuse_other_examples(a: Features, b: Features) -> None:
     """Raise BadData where two sides are not of the same examples, or not in the same order."""
     if a.ids == b.ids:
         return
-    only = [v for v in a.ids if v not in set(b.ids)], [v for v in b.ids if v not in set(a.ids)]
+    known = set(a.ids), set(b.ids)
+    only = [v for v in a.ids if v not in known[1]], [v for v in b.ids if v not in known[0]]
     if any(only):
         side, names = next((side, names) for side, names in zip(("first", "second"), only, strict=True) if names)
         raise BadData(
@@ -169,7 +186,9 @@ def _read_table(path: Path) -> tuple[dict, Sequence | None]:
     columns: dict[str, list[str]] = {}
     for name in map(str, table.columns):
         layer, _, number = name.rpartition(".")
-        columns.setdefault(layer if layer and number.isdigit() else name, []).append(name)
+        # A column of lists is a whole layer, and layers themselves are called layer1.0.
+        part = layer and number.isdigit() and table[name].dtype != object
+        columns.setdefault(layer if part else name, []).append(name)
     ids = next((table[name].tolist() for name in _IDS if name in columns), None)
     return {k: _column(table, names) for k, names in columns.items() if k not in _IDS}, ids
 

@@ -7,6 +7,7 @@ their code), Schönemann 1966 (Procrustes), Izenman 1975 (reduced rank), Li et a
 Godfrey et al. 2022 (the symmetries of the ReLU and their convex hull).
 """
 
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -51,8 +52,8 @@ def _solve(xx: Tensor, xy: Tensor) -> Tensor:
 def least_squares(m: Moments, ridge: float = 0.0) -> AffineMap:
     """min E‖y − Wx − b‖² + λ ‖W‖²,  W = C_yx (C_xx + λ I)⁻¹,  λ = ridge · trace(C_xx) / p; ridge 0 is plain least
     squares. The bias is not penalised. A unitless ridge ≥ 0 means the same at every layer."""
-    if ridge < 0:
-        raise BadValue(f"ridge must be 0 or more; given {ridge}.")
+    if not 0 <= ridge < math.inf:
+        raise BadValue(f"ridge must be a number of 0 or more; given {ridge}.")
     size = ridge * m.xx.trace() / m.p
     return _with_mean(_solve(m.xx + size * torch.eye(m.p, dtype=m.xx.dtype), m.xy), m)
 
@@ -249,6 +250,8 @@ DIRECT = {
 
 def direct_matching(m: Moments, kind: str, *, rank: int = 4, ridge: float = 1e-3) -> AffineMap:
     """The closed form named `kind` (see DIRECT); `rank` also is the number of inputs of "sparse"."""
+    if not isinstance(m, Moments):
+        raise BadValue(f"direct matching takes Moments(p, q).update(x, y); given a {type(m).__name__}.")
     return choose(kind, DIRECT, "Unknown direct matching {}")(m, rank, ridge)
 
 

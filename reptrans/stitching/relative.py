@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reptrans.errors import BadValue, ShapeMismatch
+from reptrans.errors import BadData, BadValue, ShapeMismatch
 from reptrans.similarity import channel_blocks
+from reptrans.similarity.checks import numbers
 from reptrans.stitching.direct import AffineMap
 
 
@@ -16,9 +17,13 @@ def relative(x: Tensor, anchors: Tensor, centre: bool = False) -> Tensor:
 
     Both are normalised, rows and anchors; the cosines are not normalised again. A row of zeros has cosine 0 to all.
     With `centre` the anchors' mean is subtracted from both first. Rotations and positive scales of both change
-    nothing, and with `centre` shifts do not either. Raises ShapeMismatch.
+    nothing, and with `centre` shifts do not either. Raises ShapeMismatch; BadValue without anchors; BadData for NaN
+    and infinity.
     Source: Moschella et al. 2023, who do not centre.
     """
+    x, anchors = (_finite(v, what) for v, what in ((x, "x"), (anchors, "anchors")))
+    if not len(anchors):
+        raise BadValue("there are no anchors; give one row or more.")
     if not x.ndim == anchors.ndim == 2 or x.shape[1] != anchors.shape[1]:
         raise ShapeMismatch(
             f"x (n, p) and anchors (k, p) are rows of the same features; given {tuple(x.shape)} and "
@@ -43,8 +48,8 @@ def inverse_relative(front_anchors: Tensor, end_anchors: Tensor, rtol: float = 0
     Exact where the end's space is the front's rotated, scaled and shifted, p + 1 anchors or more span it, and no
     singular value is left out. Otherwise what of x is orthogonal to all anchors, or lies in a direction that is left
     out, is lost, and whatever changes angles between the spaces is an error.
-    Raises ShapeMismatch; BadValue for fewer than two anchors, anchors that are all the same, and an `rtol` outside
-    [0, 1).
+    Raises ShapeMismatch; BadData for NaN and infinity; BadValue for fewer than two anchors, anchors that are all the
+    same, and an `rtol` outside [0, 1).
     Source: Maiorca et al. 2024, who leave out the length, since many decoders do not mind it; `rtol` is an addition.
 
         from reptrans.layers import end, front
@@ -56,10 +61,11 @@ def inverse_relative(front_anchors: Tensor, end_anchors: Tensor, rtol: float = 0
         stitch = Stitch(a.shape[1:], b.shape[1:]).set(found.weight, found.bias)
         stitched = StitchedNetwork(f, stitch, end(net_2, "bn3"))
     """
-    a, b = (_rows(v) for v in (front_anchors, end_anchors))
+    given = [_finite(v, f"the {side}'s anchors") for v, side in ((front_anchors, "front"), (end_anchors, "end"))]
+    a, b = map(_rows, given)
     if len(a) != len(b):
         raise ShapeMismatch(
-            f"Anchors are pairs: {tuple(front_anchors.shape)} has {len(a)} of them, {tuple(end_anchors.shape)} has "
+            f"Anchors are pairs: {tuple(given[0].shape)} has {len(a)} of them, {tuple(given[1].shape)} has "
             f"{len(b)}. Give activations of the same examples, at as many places."
         )
     if len(a) < 2 or not 0 <= rtol < 1:
@@ -70,6 +76,13 @@ def inverse_relative(front_anchors: Tensor, end_anchors: Tensor, rtol: float = 0
         raise BadValue(f"All {len(a)} anchors are the same on one side, so there are no angles. Choose other examples.")
     weight = b.norm() / a.norm() * torch.linalg.pinv(F.normalize(b), rtol=rtol) @ F.normalize(a)
     return AffineMap(weight, mean_b - weight @ mean_a)
+
+
+def _finite(value: object, what: str) -> Tensor:
+    found = numbers(value, what)
+    if not found.isfinite().all():
+        raise BadData(f"{what}: NaN or infinity. Look at the network and its input.")
+    return found
 
 
 def _rows(activations: Tensor) -> Tensor:

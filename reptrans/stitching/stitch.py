@@ -1,5 +1,7 @@
 """The stitch: an affine map over the channel axis, and the network that it makes of a front and an end."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,6 +44,11 @@ class Stitch(nn.Module):
         batch_norm: bool = False,
     ):
         super().__init__()
+        if not all(isinstance(shape, Sequence) for shape in (front_shape, end_shape)):
+            raise BadValue(
+                f"a stitch takes the shapes of one example's activations; given {front_shape!r} and {end_shape!r}. "
+                "Between vectors of 3 and 5 features: Stitch((3,), (5,))."
+            )
         self.front_shape, self.end_shape, self.flatten = tuple(front_shape), tuple(end_shape), flatten
         self.axes = tuple(axis_of(s, a) for s, a in zip((self.front_shape, self.end_shape), axes, strict=True))
         p, q = stitch_size(self.front_shape, self.end_shape, self.axes, flatten)

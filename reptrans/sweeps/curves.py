@@ -12,7 +12,7 @@ _MOST = 8  # lines in one picture
 def draw(
     rows: pd.DataFrame, swept: list[str], x: str | None = None, y: str | None = None, hue: str | None = None
 ) -> Axes:
-    """Draw `y` over `x`, a line for each value of `hue`; a marker is a mean, and its bar goes from least to most.
+    """Draw `y` over `x`, a line for each value of `hue`; markers and bars as in `layer_curves`.
 
     Where nothing is said, `x` is the first parameter that was swept; `y` the accuracy, else the first number that was
     measured; `hue` what tells the rows of a run apart (a method, a matching), else the second parameter that was

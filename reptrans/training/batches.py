@@ -79,7 +79,13 @@ def answers_of(net: nn.Module, images: Tensor) -> Tensor:
 
 @contextmanager
 def explained(net: nn.Module, inputs: Tensor | Mapping) -> Iterator[None]:
-    """An error of the network about its input, images or keywords, becomes one sentence: ShapeMismatch."""
+    """An error of the network about its input, images or keywords, becomes one sentence: ShapeMismatch.
+
+    Raises BadValue for what is no input at all.
+    """
+    if not isinstance(inputs, (Tensor, Mapping)):
+        given = _described(inputs)
+        raise BadValue(f"{type(net).__name__} takes a tensor (n, …) or a mapping of tensors; given {given}.")
     try:
         yield
     except (ReptransError, torch.OutOfMemoryError):

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from reptrans.errors import BadValue, check_whole, choose
+from reptrans.errors import BadValue, check_whole, choose, own_arguments
+from reptrans.randomness import checked_seed
 
 OPTIMISERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("steps", "one_cycle", "cosine", "constant", "milestones")
@@ -25,6 +26,7 @@ _NUMBERS = {
 }
 
 
+@own_arguments
 @dataclass(frozen=True)
 class Plan:
     """All that decides how parameters move, apart from the objective and the data.
@@ -55,8 +57,9 @@ class Plan:
     def __post_init__(self) -> None:
         for name, known in (("optimiser", OPTIMISERS), ("schedule", SCHEDULES), ("precision", tuple(PRECISIONS))):
             choose(getattr(self, name), known, f"{name} is {{}}", BadValue)
-        for name, least in (("epochs", 1), ("seed", 0), ("warmup", 0)):
+        for name, least in (("epochs", 1), ("warmup", 0)):
             check_whole(name, getattr(self, name), least)
+        checked_seed(self.seed)
         for name, (wanted, holds) in _NUMBERS.items():
             if not _holds(value := getattr(self, name), holds) and (name, value) != ("clip", None):
                 raise BadValue(f"{name} is {value!r}; it must be {wanted}.")

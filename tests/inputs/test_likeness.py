@@ -3,10 +3,10 @@
 import pandas as pd
 import pytest
 import torch
-from pydantic import ValidationError
 from torch.nn import functional as F
 
 from reptrans.data import load_dataset
+from reptrans.errors import BadValue
 from reptrans.experiments.model_similarity import ModelSimilarityRun, compare_models, first_of_each
 from reptrans.inputs import class_logit, correlation, match
 from reptrans.inputs.objective import value_and_gradient
@@ -100,5 +100,5 @@ def test_the_same_parameters_give_the_same_rows(found, folder):
 
 
 def test_two_networks_are_needed():
-    with pytest.raises((ValidationError, ValueError), match="two names are compared"):
+    with pytest.raises(BadValue, match="two names are compared"):
         ModelSimilarityRun(models="resnet8")

@@ -35,10 +35,16 @@ def at(
     transform = attention(power, reduce)
     matches = [Match(t, s, distance, transform, transform, weight, resize=True) for t, s in pair.groups]
     task = kd(pair).stages[0].losses if with_kd else [CrossEntropy()]
-    return Method("at", [Stage([*task, *matches])], entry=8, scale_free=True)
+    return Method(
+        "at", [Stage([*task, *matches])], entry=8, scale_free=True, paper="zagoruyko2017",
+        loses="channels, and the map's strength",
+    )  # fmt: skip
 
 
 def at_gradient(pair: Pair, *, beta: float = 2.0) -> Method:
     """The gradient-based method; every step differentiates the student twice."""
     match = Match("grad:loss", "grad:loss", norm_l2, weight=beta / 2)
-    return Method("at_gradient", [Stage([CrossEntropy(), match])], entry=8)
+    return Method(
+        "at_gradient", [Stage([CrossEntropy(), match])], entry=8, paper="zagoruyko2017",
+        loses="the features: only the loss's response to each pixel is kept",
+    )  # fmt: skip

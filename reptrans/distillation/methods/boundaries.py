@@ -34,7 +34,10 @@ def ab(
     seconds = {"kd": logits(temperature), "task": CrossEntropy()}
     second = choose(then, seconds, "there is no second stage {} of ab")
     first = Stage(matches[::-1], "reached", share, teacher=mode)
-    return Method("ab", [first, Stage([second])], entry=13, zero=False)
+    return Method(
+        "ab", [first, Stage([second])], entry=13, zero=False, paper="heo2019boundaries",
+        loses="values: only signs are kept",
+    )  # fmt: skip
 
 
 def boundary(margin: float = 1.0) -> Distance:

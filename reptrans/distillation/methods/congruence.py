@@ -24,7 +24,10 @@ def cc(pair: Pair, *, gamma: float = 0.4, order: int = 2, weight: float = 100.0)
     """The method, `weight` being beta. Raises BadValue."""
     kernel = correlations(gamma, order)
     match = Match(*pair.embedding, mean_squares, kernel, kernel, weight)
-    return Method("cc", [Stage([CrossEntropy(), match])], scale_free=True)
+    return Method(
+        "cc", [Stage([CrossEntropy(), match])], scale_free=True, paper="peng2019",
+        loses="the features, and their lengths",
+    )  # fmt: skip
 
 
 def correlations(gamma: float = 0.4, order: int = 2) -> Transform:

@@ -37,7 +37,7 @@ def dkd(
         )
         for name, part, weight in terms
     ]  # fmt: skip
-    return Method("dkd", [Stage([CrossEntropy(), *matches])])
+    return Method("dkd", [Stage([CrossEntropy(), *matches])], paper="zhao2022", loses="the features")
 
 
 def with_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

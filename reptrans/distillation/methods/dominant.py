@@ -35,6 +35,7 @@ def dk2(
     return Method(
         "dk2", [Stage(matches, "reached", share), Stage(task)], entry=16, zero=False,
         prepare=lambda student, teacher: with_dominant(teacher if of_teacher else student),
+        paper="wang2016", loses="a constant added to all values",
     )  # fmt: skip
 
 

@@ -30,6 +30,8 @@ ROW = {
     "position (student)": "class scores, box offsets, backbone",
     "distance": "weighted cross-entropy, bounded squared L2, squared L2",
     "stages": "detection + all three (student)",
+    "paper": "chen2017",
+    "loses": "the teacher's boxes where the student's are better",
 }
 
 

@@ -34,7 +34,10 @@ def ft(
     rephrase = Match(teacher, student, reconstruction(like), whole, resize=True, name="paraphraser")
     match = Match(teacher, student, distance, factor, translator(), beta, resize=True)
     stages = [Stage([rephrase], "connectors", share), Stage([CrossEntropy(), match])]
-    return Method("ft", stages, entry=9, scale_free=True)
+    return Method(
+        "ft", stages, entry=9, scale_free=True, paper="kim2018",
+        loses="what the paraphraser leaves out, and the map's strength",
+    )  # fmt: skip
 
 
 def factor_distance(p: float = 1, like: str = "authors") -> Distance:

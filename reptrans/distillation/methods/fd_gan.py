@@ -33,6 +33,8 @@ ROW = {
     "position (student)": "images, embedding",
     "distance": "two discriminators, L1, verification",
     "stages": "verification (encoder) → GAN (generator, discriminators) → all (all)",
+    "paper": "ge2018",
+    "loses": "the pose, on purpose",
 }
 
 SWAP = 1 / 10001  # the probability that real and fake change labels, in the authors' code

@@ -34,4 +34,7 @@ def feed(pair: Pair, *, rounds: int = 1, p: float = 1, like: str = "authors", be
         Match(teacher, student, distance, student_transform=translator(), weight=beta, resize=True, who=n)
         for n in range(len(pair.teachers))
     ]
-    return Method("feed", [Stage([CrossEntropy(), *matches])], entry=17, scale_free=True, rounds=rounds)
+    return Method(
+        "feed", [Stage([CrossEntropy(), *matches])], entry=17, scale_free=True, rounds=rounds, paper="park2019feed",
+        loses="the map's strength",
+    )  # fmt: skip

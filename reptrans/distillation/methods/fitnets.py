@@ -27,11 +27,11 @@ def fitnets(pair: Pair, *, like: str = "paper", share: float = 0.3, temperature:
     teacher, student = pair.groups[(len(pair.groups) - 1) // 2]
     if like == "joint":
         match = Match(teacher, student, mean_squares, student_transform=conv1x1_bn(), weight=100.0, resize=True)
-        return Method("fitnets", [Stage([CrossEntropy(), match])], entry=7)
+        return Method("fitnets", [Stage([CrossEntropy(), match])], entry=7, paper="romero2015", loses="nothing")
     hint = Match(teacher, student, half_l2, student_transform=regressor(), name="hint")
     annealed = logits(temperature, lambda progress: (4 - 3 * progress) / temperature**2)
     stages = [Stage([hint], "reached", share), Stage([CrossEntropy(), annealed])]
-    return Method("fitnets", stages, entry=7)
+    return Method("fitnets", stages, entry=7, paper="romero2015", loses="nothing")
 
 
 def regressor() -> Learned:

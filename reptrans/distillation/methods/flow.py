@@ -32,7 +32,7 @@ def fsp(pair: Pair, *, connector: bool = True, share: float = 0.3, lr: float = 1
         for (t1, s1), (t2, s2) in zip(pair.starts, pair.groups, strict=True)
     ]
     stages = [Stage(matches, "reached", share, plan={"lr": lr}), Stage([CrossEntropy()])]
-    return Method("fsp", stages, entry=11)
+    return Method("fsp", stages, entry=11, paper="yim2017", loses="places")
 
 
 def gram(first: Tensor, second: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_iou
 
 from reptrans.errors import BadValue, ShapeMismatch
 from reptrans.randomness import drawing
@@ -30,6 +29,8 @@ ROW = {
     "position (student)": "backbone",
     "distance": "half squared L2 / places",
     "stages": "detection + half squared L2 / places (student)",
+    "paper": "wang2019imitation",
+    "loses": "all that is not near an object",
 }
 
 
@@ -45,6 +46,8 @@ def imitation_mask(anchors: Tensor, boxes: Tensor, psi: float = 0.5) -> Tensor:
 
 def imitation_masks(anchors: Sequence[Tensor], boxes: Tensor, psi: float = 0.5) -> list[Tensor]:
     """`imitation_mask` for several feature levels: a box counts at the level of its best anchor, the first at a tie."""
+    from torchvision.ops import box_iou  # slow to import, and classifiers never need it
+
     if not 0 <= psi < 1:
         raise BadValue(f"psi is {psi}; it is a share of a box's best overlap, at least 0 and below 1.")
     for given, form in ((boxes, "(g, 4)"), *((level, "(h, w, k, 4)") for level in anchors)):

@@ -32,7 +32,10 @@ def vid(pair: Pair, *, like: str = "authors", weight: float = 1.0, variance: flo
     matches = [
         Match(t, s, distance, student_transform=predicted(variance), weight=weight, resize=True) for t, s in pair.groups
     ]
-    return Method("vid", [Stage([CrossEntropy(), *matches])], zero=False)
+    return Method(
+        "vid", [Stage([CrossEntropy(), *matches])], zero=False, paper="ahn2019",
+        loses="what cannot be predicted: it counts little",
+    )  # fmt: skip
 
 
 def predicted(variance: float = 5.0) -> Learned:

@@ -26,4 +26,7 @@ def jacobian(pair: Pair, *, at_attention: bool = False, weight: float = 1.0) -> 
             losses.append(Match(f"grad:attention@{t}", f"grad:attention@{s}", l2, unit, unit, weight))
     else:
         losses.append(Match("grad:logit", "grad:logit", l2, unit, unit, weight))
-    return Method("jacobian", [Stage(losses)], entry=15, scale_free=True)
+    return Method(
+        "jacobian", [Stage(losses)], entry=15, scale_free=True, paper="srinivas2018",
+        loses="the features, and the Jacobian's size",
+    )  # fmt: skip

@@ -18,7 +18,10 @@ def plain(pair: Pair) -> Method:
 
 def kd(pair: Pair, *, temperature: float = 4.0, weight: float = 0.9, task: float = 0.1) -> Method:
     """The method with `task` times cross-entropy; defaults T = 4, 0.1 and 0.9 are those of Tian et al. 2020."""
-    return Method("kd", [Stage([CrossEntropy(task), logits(temperature, weight)])])
+    return Method(
+        "kd", [Stage([CrossEntropy(task), logits(temperature, weight)])], paper="hinton2015",
+        loses="the features",
+    )  # fmt: skip
 
 
 def logits(temperature: float = 4.0, weight=1.0) -> Match:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.errors import BadValue, ShapeMismatch
 from reptrans.matching import CrossEntropy, Learned, Match, Seen, Teacher, norm_l2, unit, whole
+from reptrans.randomness import generator_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +41,10 @@ def lsl(pair: Pair, *, pairs: int = 2, dimension: int = 64, weight: float = 1.0,
         Match(t, s, norm_l2, fixed_projection(dimension, seed + k), trained_projection(dimension), weight)
         for k, (t, s) in enumerate(selected_pairs(pair, pairs))
     ]
-    return Method("lsl", [Stage([CrossEntropy(), *matches])], entry=10)
+    return Method(
+        "lsl", [Stage([CrossEntropy(), *matches])], entry=10, paper="li2019layer",
+        loses="places, and what a random projection merges",
+    )  # fmt: skip
 
 
 def selected_pairs(pair: Pair, n: int) -> list[tuple[str, str]]:
@@ -109,7 +113,7 @@ def fixed_projection(dimension: int, seed: int) -> Learned:
     def make(seen: Seen) -> nn.Module:
         module = _projection(seen.teacher[0], dimension, bias=False)
         weight = module[-1].weight
-        nn.init.normal_(weight, std=weight.shape[1] ** -0.5, generator=torch.Generator().manual_seed(seed))
+        nn.init.normal_(weight, std=weight.shape[1] ** -0.5, generator=generator_of(seed))
         return module.requires_grad_(False)
 
     return Learned(make, "fixed projection")

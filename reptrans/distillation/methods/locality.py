@@ -25,7 +25,10 @@ from reptrans.similarity.cka import squared_distances
 def lp(pair: Pair, *, neighbours: int = 5, sigma: float | None = None, weight: float = 0.3) -> Method:
     """The method, `weight` being gamma. Raises BadValue; batches need more images than there are neighbours."""
     match = Match(*pair.embedding, weighted_mean, neighbour_weights(neighbours, sigma), pair_distances, weight)
-    return Method("lp", [Stage([CrossEntropy(), match])], entry=4, zero=False)
+    return Method(
+        "lp", [Stage([CrossEntropy(), match])], entry=4, zero=False, paper="chen2021embedding",
+        loses="the features; pairs that are not neighbours",
+    )  # fmt: skip
 
 
 def neighbour_weights(neighbours: int = 5, sigma: float | None = None) -> Transform:

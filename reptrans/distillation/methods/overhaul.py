@@ -31,7 +31,10 @@ def ofd(pair: Pair, *, alpha: float = 1e-3, mode: str = "batch") -> Method:
         Match(t, s, partial_l2, margin_relu(pair.teacher, t), conv1x1_bn(), alpha / 2**k, resize=True)
         for k, (t, s) in enumerate(reversed(pair.before))
     ]
-    return Method("ofd", [Stage([CrossEntropy(), *reversed(matches)], teacher=mode)], entry=1)
+    return Method(
+        "ofd", [Stage([CrossEntropy(), *reversed(matches)], teacher=mode)], entry=1, paper="heo2019overhaul",
+        loses="how far below the margin a value is",
+    )  # fmt: skip
 
 
 def partial_l2(teacher: Tensor, student: Tensor) -> Tensor:

@@ -49,7 +49,10 @@ def pkt(
         "joint": [Stage([CrossEntropy(), match])],
     }
     stages = choose(task, stages, "pkt has no task {}")
-    return Method("pkt", stages, entry=12, scale_free=kernel == "cosine" or sigma is None)
+    return Method(
+        "pkt", stages, entry=12, scale_free=kernel == "cosine" or sigma is None, paper="passalis2018",
+        loses="the features, and their distances: neighbours are shares",
+    )  # fmt: skip
 
 
 def neighbours(kernel: str = "cosine", sigma: float | None = None, *, itself: bool = False) -> Transform:

@@ -21,7 +21,10 @@ def rkd(pair: Pair, *, distance: float = 25.0, angle: float = 50.0) -> Method:
     """The method with weights w_D and w_A; a weight of 0 leaves its term out."""
     terms = ((distances, distance, "rkd distances"), (angles, angle, "rkd angles"))
     matches = [Match(*pair.embedding, huber, f, f, weight, name=name) for f, weight, name in terms if weight]
-    return Method("rkd", [Stage([CrossEntropy(), *matches])], scale_free=True)
+    return Method(
+        "rkd", [Stage([CrossEntropy(), *matches])], scale_free=True, paper="park2019relational",
+        loses="the features, and the scale of distances",
+    )  # fmt: skip
 
 
 def distances(x: Tensor) -> Tensor:

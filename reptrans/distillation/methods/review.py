@@ -34,7 +34,7 @@ def review(pair: Pair, *, weight: float = 5.0, warmup: float = 1 / 12) -> Method
     student = tuple(s for _, s in pair.groups) + pair.embedding[1:]
     weight = rising(weight, warmup)
     match = Match(teacher, student, hierarchical_context, levels, reviewed(), weight, name="review")
-    return Method("review", [Stage([CrossEntropy(), match])])
+    return Method("review", [Stage([CrossEntropy(), match])], paper="chen2021review", loses="nothing")
 
 
 def levels(*features: Tensor) -> tuple[Tensor, ...]:

@@ -32,7 +32,10 @@ def nst(pair: Pair, *, kernel: str = "polynomial", weight: float | None = None, 
     scale = (WEIGHTS[kernel] if weight is None else weight) / 2
     groups = pair.groups if everywhere else pair.groups[-1:]
     matches = [Match(t, s, distance, unit_channels, unit_channels, scale, resize=True) for t, s in groups]
-    return Method("nst", [Stage([CrossEntropy(), *matches])], entry=6, scale_free=True)
+    return Method(
+        "nst", [Stage([CrossEntropy(), *matches])], entry=6, scale_free=True, paper="huang2017",
+        loses="which channel it is, and its strength",
+    )  # fmt: skip
 
 
 def mmd(kernel: str = "polynomial", *, degree: int = 2, offset: float = 0.0) -> Distance:

@@ -18,7 +18,10 @@ def sp(pair: Pair, *, weight: float = 3000.0, everywhere: bool = False) -> Metho
     """The method, `weight` being gamma; `everywhere`: at the end of every group."""
     groups = pair.groups if everywhere else pair.groups[-1:]
     matches = [Match(t, s, mean_squares, similarities, similarities, weight) for t, s in groups]
-    return Method("sp", [Stage([CrossEntropy(), *matches])], scale_free=True)
+    return Method(
+        "sp", [Stage([CrossEntropy(), *matches])], scale_free=True, paper="tung2019",
+        loses="the features, and each image's strength",
+    )  # fmt: skip
 
 
 def similarities(x: Tensor) -> Tensor:

@@ -27,4 +27,7 @@ def sskd(pair: Pair, *, share: float = 0.5, head_plan: Mapping[str, object] | No
         Stage([Match(t, s, mean_squares, student_transform=if_needed(conv1x1()), resize=True)], "new", each)
         for t, s in pair.groups
     ]
-    return Method("sskd", [*stages, Stage([CrossEntropy()], "new", plan=head_plan or {"lr": 0.5})], entry=3)
+    return Method(
+        "sskd", [*stages, Stage([CrossEntropy()], "new", plan=head_plan or {"lr": 0.5})], entry=3, paper="gao2018",
+        loses="nothing",
+    )  # fmt: skip

@@ -1,0 +1,141 @@
+"""Two networks by name or file, and the same images for both: what the notebook on differences compares."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor, nn
+
+from reptrans.checkpoints import SUFFIXES, load_network, read_weights
+from reptrans.data import Dataset, Loader, TextDataset
+from reptrans.data.split import Split, balanced
+from reptrans.errors import BadData, ShapeMismatch, UnknownName
+from reptrans.inputs.fronts import fast_front
+from reptrans.layers import cuttable_layers
+from reptrans.models import build, model_names
+from reptrans.tensorfiles import load_tensors
+from reptrans.training import predict
+
+if TYPE_CHECKING:
+    from reptrans.experiments.diff import DiffRun
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One of the two networks, called A or B, and the images as it takes them; `most`: test images it answers to."""
+
+    letter: str
+    name: str
+    net: nn.Module
+    data: Dataset
+    most: int = 0
+
+    def loader(self, part: str = "test", most: int = 0, size: int = 100) -> Loader:
+        """Batches of the part's first images of each class, `most` in all, or of all of them."""
+        like = next(self.net.parameters())
+        loader = self.data.loader(part, size, device=like.device, dtype=like.dtype)
+        return loader.over(loader.split.select(balanced(loader.split.labels, most))) if most else loader
+
+    @cached_property
+    def answered(self) -> Split:
+        """The test images whose answers are compared."""
+        test = self.data.test
+        return test.select(balanced(test.labels, self.most)) if self.most else test
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """(n, k), float64, on the CPU."""
+        return predict(self.net, self.loader().over(self.answered))[0].double()
+
+    @cached_property
+    def answers(self) -> Tensor:
+        return self.logits.argmax(1)
+
+    @property
+    def example(self) -> Tensor:
+        """Two images, as the network takes them."""
+        return next(iter(self.loader(most=2, size=2))).images[:2]
+
+    def layers(self, most: int) -> list[str]:
+        """At most so many of the layers where the network can be cut, evenly spaced."""
+        known = list(cuttable_layers(self.net, self.example))
+        spaced = np.linspace(0, len(known) - 1, min(most, len(known))).round().astype(int)
+        return [known[k] for k in spaced]
+
+    def module(self) -> nn.Module:
+        """Images in [0, 1] -> logits, for descents on images."""
+        return fast_front(self.net, mean=self.data.mean, std=self.data.std)
+
+
+def sides(p: "DiffRun", train: bool = True) -> tuple[Side, Side]:
+    """A and B, ready; with `train` False a network without a file has its first weights, to see what does not fit.
+
+    Raises UnknownName, BadCheckpoint, BadData, ShapeMismatch and what else loading data and networks raises.
+    """
+    form = {"image_size": p.image_size_b or p.image_size, "normalise": p.normalise_b or p.normalise}
+    known: dict[str, Dataset] = {}
+    return (_side(p, "A", p.a, p.seed_a, {}, known, train), _side(p, "B", p.b, p.seed_b, form, known, train))
+
+
+def _side(p: "DiffRun", letter: str, text: str, seed: int, form: dict, known: dict, train: bool) -> Side:
+    q = p.model_copy(update=form)
+    data = _loaded(q, known)
+    name, _, file = text.rpartition("@") if "@" in text else ("", "", text) if _is_file(text) else (text, "", "")
+    if not file:
+        net = q.trained(name, data, seed) if train else build(name, **data.form)
+        return Side(letter, f"{name} seed {seed}", net.to(**p.place).eval(), data, p.test_images)
+    state = read_weights(file)
+    if (channels := _channels(state)) not in (0, data.channels):
+        data = _loaded(q.model_copy(update={"channels": channels}), known)
+    net = load_network(_built(name or _network_in(file, state, data.form), state, data.form), file)
+    return Side(letter, text, net.to(**p.place).eval(), data, p.test_images)
+
+
+def _built(name: str, state: dict[str, Tensor], form: dict) -> nn.Module:
+    """The network `name` for as many classes as the weights say."""
+    net = build(name, **form)
+    head = _head(net)
+    classes = next((len(v) for n, v in state.items() if n.endswith(head) and v.ndim), form["num_classes"])
+    return net if classes == form["num_classes"] else build(name, **form | {"num_classes": classes})
+
+
+def _head(net: nn.Module) -> str:
+    """The last of the network's weights, whose length is that of its answer."""
+    return [name for name, _ in net.named_parameters()][-1]
+
+
+def _loaded(p: "DiffRun", known: dict[str, Dataset]) -> Dataset:
+    """The data set that `p` names, one and the same for both sides if they take the same images."""
+    key = repr((p.image_size, p.normalise, p.channels))
+    if key not in known:
+        known[key] = p.load()
+    if isinstance(known[key], TextDataset):
+        raise BadData(f"{p.dataset} is text; networks of images are compared here. Of texts, see `compare`.")
+    return known[key]
+
+
+def _is_file(text: str) -> bool:
+    return text.lower().endswith(SUFFIXES)
+
+
+def _channels(state: dict[str, Tensor]) -> int:
+    """Channels of the images that the first convolution takes, if they are grey or have colours; else 0."""
+    first = next((v.shape[1] for v in state.values() if v.ndim == 4), 0)
+    return first if first in (1, 3) else 0
+
+
+def _network_in(file: str, state: dict[str, Tensor], form: dict) -> str:
+    """Which of this package's networks the weights in `file` are of: as it says itself, or by names and shapes."""
+    if file.endswith(".safetensors") and (recipe := load_tensors(file)[1].get("recipe")):
+        return recipe["model"]
+    for name in model_names():
+        with suppress(ShapeMismatch):  # for other sizes of images
+            own = {n: v.shape for n, v in _built(name, state, form).state_dict().items() if n in state}
+            if own == {n: v.shape for n, v in state.items()}:
+                return name
+    raise UnknownName(
+        f"the weights in {file} are of none of this package's networks for images {form['image_size']}. Name theirs: "
+        f"NETWORK@{file}, where NETWORK is torchvision/NAME, timm/NAME, hf/TYPE or path/to/file.py:function."
+    )
