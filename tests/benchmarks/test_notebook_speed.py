@@ -1,6 +1,6 @@
-"""A stitching notebook's processor time: scores in single or double precision, memory kept or given back, the start.
+"""A notebook's processor time: memory kept or given back, and the start.
 
-Scores are compared; times, of the processor and with one thread, are only printed. Ratios are slow / fast.
+Times, of the processor and with one thread, are only printed. Ratios are slow / fast.
 """
 
 import ctypes
@@ -8,35 +8,10 @@ import subprocess
 import sys
 from functools import partial
 
-import pytest
 import torch
 from benchmarks.measure import in_turns, ratios, seconds, spread
 
 from reptrans import notebook
-from reptrans.data import load_dataset
-from reptrans.experiments.stitched import Stitching, StitchingSettings
-from reptrans.models import build
-
-LAYER = "bn3"
-
-
-def stitched(dataset, **settings) -> list[float]:
-    """Cross-entropies of all closed forms between two untrained Tiny10 at one layer, scored on the test images."""
-    nets = [build("tiny10", **dataset.form, seed=seed) for seed in (0, 1)]
-    stitching = Stitching(*nets, [(LAYER, LAYER)], dataset, StitchingSettings(epochs=0, batch_size=50, **settings))
-    return stitching.stitch(LAYER, LAYER).rows["cross_entropy"].tolist()
-
-
-def test_scores_in_single_precision():
-    torch.set_num_threads(1)
-    dataset = load_dataset("digits", image_size=32, limit=20)
-    ways = {"double": partial(stitched, dataset, dtype="float64"), "single": partial(stitched, dataset, dtype="auto")}
-    found = {name: way() for name, way in ways.items()}
-    assert found["single"] == pytest.approx(found["double"], rel=1e-5)
-    times = in_turns(**{name: partial(seconds, way) for name, way in ways.items()})
-    print(f"\nten closed forms at {LAYER}, fitted on 200 digits and scored on {len(dataset.test)}: "
-          f"double {spread(times['double'])} s, single {spread(times['single'])} s, "
-          f"ratio {spread(ratios(times['double'], times['single']))}")  # fmt: skip
 
 
 def test_convolutions_in_kept_memory():
