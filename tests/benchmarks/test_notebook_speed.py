@@ -1,9 +1,8 @@
-"""A stitching notebook's processor time: scores in single or double precision, memory kept or given back, the start.
+"""A stitching notebook's processor time: scores in single or double precision, and the start.
 
 Scores are compared; times, of the processor and with one thread, are only printed. Ratios are slow / fast.
 """
 
-import ctypes
 import subprocess
 import sys
 from functools import partial
@@ -12,7 +11,6 @@ import pytest
 import torch
 from benchmarks.measure import in_turns, ratios, seconds, spread
 
-from reptrans import notebook
 from reptrans.data import load_dataset
 from reptrans.experiments.stitched import Stitching, StitchingSettings
 from reptrans.models import build
@@ -37,22 +35,6 @@ def test_scores_in_single_precision():
     print(f"\nten closed forms at {LAYER}, fitted on 200 digits and scored on {len(dataset.test)}: "
           f"double {spread(times['double'])} s, single {spread(times['single'])} s, "
           f"ratio {spread(ratios(times['double'], times['single']))}")  # fmt: skip
-
-
-def test_convolutions_in_kept_memory():
-    torch.set_num_threads(1)
-    conv, images = torch.nn.Conv2d(16, 16, 3).double(), torch.randn(100, 16, 32, 32, dtype=torch.float64)
-
-    def convolve(prepare) -> float:
-        prepare()
-        with torch.no_grad():
-            return seconds(lambda: [conv(images) for _ in range(5)])
-
-    usual = {-1: 2**17, -3: 2**25}  # M_TRIM_THRESHOLD, and the most that M_MMAP_THRESHOLD grows to by itself
-    ways = {"given back": lambda: [ctypes.CDLL(None).mallopt(*option) for option in usual.items()],
-            "kept": notebook._keep_memory}  # fmt: skip
-    times = in_turns(**{name: partial(convolve, prepare) for name, prepare in ways.items()})
-    print(f"\ndouble convolutions of 100 maps 16x32x32: ratio {spread(ratios(times['given back'], times['kept']))}")
 
 
 def test_start_of_papermill():
