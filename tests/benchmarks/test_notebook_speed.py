@@ -1,33 +1,13 @@
-"""A notebook's processor time: memory kept or given back, and the start.
+"""A notebook's start: papermill's own imports, with and without what sweeps leave out.
 
 Times, of the processor and with one thread, are only printed. Ratios are slow / fast.
 """
 
-import ctypes
 import subprocess
 import sys
 from functools import partial
 
-import torch
-from benchmarks.measure import in_turns, ratios, seconds, spread
-
-from reptrans import notebook
-
-
-def test_convolutions_in_kept_memory():
-    torch.set_num_threads(1)
-    conv, images = torch.nn.Conv2d(16, 16, 3).double(), torch.randn(100, 16, 32, 32, dtype=torch.float64)
-
-    def convolve(prepare) -> float:
-        prepare()
-        with torch.no_grad():
-            return seconds(lambda: [conv(images) for _ in range(5)])
-
-    usual = {-1: 2**17, -3: 2**25}  # M_TRIM_THRESHOLD, and the most that M_MMAP_THRESHOLD grows to by itself
-    ways = {"given back": lambda: [ctypes.CDLL(None).mallopt(*option) for option in usual.items()],
-            "kept": notebook._keep_memory}  # fmt: skip
-    times = in_turns(**{name: partial(convolve, prepare) for name, prepare in ways.items()})
-    print(f"\ndouble convolutions of 100 maps 16x32x32: ratio {spread(ratios(times['given back'], times['kept']))}")
+from benchmarks.measure import in_turns, ratios, spread
 
 
 def test_start_of_papermill():
