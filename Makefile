@@ -66,8 +66,8 @@ outputs: $(DONE)  ## run every notebook with its defaults and store its outputs
 networks: $(DONE)  ## train the networks that are shipped again
 	$(BIN)/python tests/default_networks.py
 
-full: $(DONE)  ## the runs beside the notebooks: RUN=l2t_ww_cifar10, or all at full scale (a GPU, days)
-	@$(BIN)/python book/full.py $(RUN)
+full: $(DONE)  ## the runs beside the notebooks: RUN=l2t_ww_cifar10 BUDGET=25m, or all at full scale (a GPU, days)
+	@$(BIN)/python book/full.py $(if $(BUDGET),--budget $(BUDGET)) $(RUN)
 
 readme: $(DONE)  ## fill the README's table of parameters, and the page on the architecture
 	$(BIN)/python tests/readme_table.py

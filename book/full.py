@@ -2,13 +2,18 @@
 
     python book/full.py RUN ...     those named
     python book/full.py             all at full scale that are not stored yet; they need a GPU
+    python book/full.py --budget 25m RUN ...    for this long; started again, it goes on from there
 
 A file is called like its notebook, for the run at full scale, or NOTEBOOK_WORD, for one of another size. Its first
 block of comments is the run's title and description; a second block is for whoever starts it. `make full` calls this.
 """
 
+import argparse
 import ast
+import os
+import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +21,42 @@ import nbformat
 import papermill
 import yaml
 
-from reptrans.errors import NotAvailable, ReptransError, UnknownName, suggest
+from reptrans.errors import BadValue, NotAvailable, OutOfTime, ReptransError, UnknownName, suggest
 from reptrans.training import pick_device
 
 ROOT = Path(__file__).resolve().parent.parent
+INJECTED = "Parameters of this run"
 UNREAD = "*Still to be read: what follows was written about the notebook's own, smaller run.*"
 
 
 def main(given: list[str]) -> int:
     """Make the runs one after the other; 1 if some failed, which stops no other, 2 for what cannot be begun."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budget", default="", help="when to stop: 90s, 25m, 8h; nothing for no limit")
+    parser.add_argument("runs", nargs="*")
+    asked, failed = parser.parse_args(given), []
     try:
-        runs = chosen(given)
+        if asked.budget:
+            os.environ["REPTRANS_UNTIL"] = str(time.time() + seconds(asked.budget))
+        for run in chosen(asked.runs):
+            if not _made(run):
+                failed.append(run)
+    except OutOfTime as error:
+        print(error)
     except ReptransError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
-    failed = [run for run in runs if not _made(run)]
     if failed:
         print(f"Failed: {', '.join(failed)}. What they had done is kept; start them again to go on.", file=sys.stderr)
     return int(bool(failed))
+
+
+def seconds(text: str) -> float:
+    """Of a time such as 90s, 25m or 1.5h; BadValue for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not found:
+        raise BadValue(f"the budget is {text!r}; give a number and a unit, s, m or h, as in 25m.")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 def chosen(given: list[str]) -> list[str]:
@@ -95,10 +118,20 @@ def finished(executed: nbformat.NotebookNode, run: str, former: nbformat.Noteboo
         for trace in ("papermill", "execution", "widgets"):
             part.metadata.pop(trace, None)
     executed.metadata.get("language_info", {}).pop("version", None)
+    for cell in executed.cells:
+        cell.source = moved(cell.source) if cell.cell_type == "markdown" else cell.source
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.metadata |= {"tags": ["injected-parameters", "hide-input"], "mystnb": {"code_prompt_show": INJECTED}}
     executed.cells[0].source = description(run)
     reading = _reading(executed)
     reading.source = _reading(former).source if former else f"{UNREAD}\n\n{reading.source}"
     return executed
+
+
+def moved(text: str) -> str:
+    """A notebook's text with its links and pictures as they are reached from book/runs."""
+    text = re.sub(r"\]\((\w+\.ipynb)", r"](../../notebooks/\1", text)
+    return text.replace("](../book/runs/", "](").replace("](../book/", "](../")
 
 
 def _made(run: str) -> bool:
@@ -110,6 +143,8 @@ def _made(run: str) -> bool:
     try:
         papermill.execute_notebook(notebook(run), new, parameters(run), cwd=ROOT, request_save_on_cell_execute=True)
     except papermill.PapermillExecutionError as error:
+        if error.ename == OutOfTime.__name__:
+            raise OutOfTime(f"{run}: {error.evalue}") from None
         print(f"{run}: {error.ename}: {error.evalue}\nUp to the error: {new.relative_to(ROOT)}", file=sys.stderr)
         return False
     former = nbformat.read(place, 4) if place.is_file() else None

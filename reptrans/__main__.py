@@ -1,6 +1,7 @@
 """The small command line: notebooks run, copied and swept, and what can be named in their parameters.
 
 reptrans run stitching -p layer bn3    a notebook with these parameters; says where the results are
+reptrans diff a.pt b.pt --data digits  what differs between two networks, on one page
 reptrans notebooks                     the notebooks, and what each asks
 reptrans copy stitching                a working copy of a notebook, in this folder
 reptrans lab stitching                 the same, opened in JupyterLab
@@ -54,6 +55,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="given")
     run.add_argument("-f", metavar="FILE", dest="file", help="parameters in YAML: a path, or the name of a larger run")
     run.set_defaults(run=_run)
+    diff = commands.add_parser("diff", help="what differs between two networks, on one page")
+    for letter in "ab":
+        diff.add_argument(letter, help="NETWORK, NETWORK@FILE with its weights, or FILE of a network of this package")
+    diff.add_argument("--data", default="", help="a name, or folder:PATH (default: digits)")
+    diff.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="given")
+    diff.set_defaults(run=_diff)
     commands.add_parser("notebooks", help="the notebooks that there are").set_defaults(run=_notebooks)
     for name, does in (("copy", "a working copy of a notebook"), ("lab", "a working copy, opened in JupyterLab")):
         copy = commands.add_parser(name, help=does)
@@ -127,6 +134,16 @@ def _run(given: argparse.Namespace) -> int:
     newest = max((p for p in place.parent.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime, default=None)
     if newest:
         print(f"Its rows, arrays, figures and report: {paths.shown(newest)}")
+    return 0
+
+
+def _diff(given: argparse.Namespace) -> int:
+    from reptrans.runs import read_record
+
+    if packaged.diff(given.a, given.b, given.data, given.given) is None:
+        return 1
+    newest = max(paths.runs_root().glob("diff-*/report.html"), key=lambda path: path.stat().st_mtime)
+    print(f"{read_record(newest.parent)['reading']}\n\nThe page: {paths.shown(newest)}")
     return 0
 
 

@@ -65,6 +65,10 @@ class Diverged(ReptransError, ArithmeticError):
     """A loss term became NaN or infinite; the term, the step and the learning rate are named."""
 
 
+class OutOfTime(ReptransError, TimeoutError):
+    """The time given to a run is over; all that was done is kept."""
+
+
 def choose(
     name: object,
     table: Iterable,

@@ -6,18 +6,19 @@ Nothing is shown or saved here: end a notebook's cell with `plt.show()`, or hand
 from collections.abc import Iterable, Sequence
 from itertools import cycle
 from math import ceil
+from os.path import commonprefix
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn
-import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from reptrans.errors import BadData, ShapeMismatch, UnknownName, suggest
+from reptrans.labels import LABELS
 from reptrans.labels import label as _spoken
 
 _MARKERS = "osD^vPX*"
@@ -61,7 +62,7 @@ def layer_curves(
     for dash, (name, value) in zip(cycle(_DASHES), (reference or {}).items(), strict=False):
         ax.axhline(value, color="0.3", linewidth=1.2, linestyle=dash, label=f"{name} ({value:.3g})", zorder=1)
     ax.set_xticks(range(len(places)), places)
-    names = _spoken(hue if side_by_side else x), _with_bars(_spoken(y), rows, spread)
+    names = _spoken(hue if side_by_side else x), _with_bars(_spoken(y), rows, [x, *filter(None, [hue])], spread)
     ax.set(xlim=(-0.5, len(places) - 0.5), xlabel=names[0], ylabel=names[1])
     _turn(ax, places, len(places))
     if side_by_side:
@@ -104,7 +105,7 @@ def learning_curves(
         if table.shape[1] > 1:
             ax.fill_between(table.index, *_interval(table), color=colour, alpha=0.15, linewidth=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    ax.set(xlabel=_spoken(x), ylabel=_with_bars(_common_label(columns), rows, spread))
+    ax.set(xlabel=_spoken(x), ylabel=_with_bars(_common_label(columns), rows, [x, *filter(None, [hue])], spread))
     _legend(ax, None, shown=len(kinds) * len(columns) > 1)
     return ax
 
@@ -128,7 +129,7 @@ def heatmap(
     if not matrix.size:
         raise BadData(f"a heat map needs at least one row and one column, and the matrix is {height} x {width}.")
     annotate = max(height, width) <= 12 if annotate is None else annotate
-    ax = ax or _axes(min(_side(width) + 2.2, WIDEST), _side(height) + 1.2)
+    ax = ax or _axes(_side(width) + 2.2, _side(height) + 1.2)
     low, high = limits or (None, None)
     colours = "RdBu_r" if limits and low == -high else "viridis"
     seaborn.heatmap(matrix, ax=ax, cmap=colours, vmin=low, vmax=high, annot=annotate, fmt=".2f",
@@ -194,10 +195,13 @@ def weights(matrix: Tensor | np.ndarray | pd.DataFrame, label: str = "weight", a
 
 def image_row(images: Tensor, most: int = 10) -> Axes:
     """Draw up to `most` images (n, c, h, w), uint8 or in [0, 1], side by side; one channel is grey."""
-    strip = torch.cat(list(images[:most].cpu()), dim=2).expand(3, -1, -1)
+    from torchvision.utils import make_grid  # here, for the sake of what draws no images
+
+    white = 1 if images.is_floating_point() else 255
+    strip = make_grid(images[:most].cpu(), nrow=most, padding=2, pad_value=white)
     width = min(len(images), most, WIDEST)
     ax = _axes(width, width / strip.shape[2] * strip.shape[1])
-    ax.imshow(strip.clamp(0, 1 if strip.is_floating_point() else 255).movedim(0, -1).numpy(), interpolation="nearest")
+    ax.imshow(strip.clamp(0, white).movedim(0, -1).numpy(), interpolation="nearest")
     ax.set_axis_off()
     return ax
 
@@ -316,10 +320,10 @@ def _interval(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     return low.where(n < 3, table.mean(axis=1) - reach), high.where(n < 3, table.mean(axis=1) + reach)
 
 
-def _with_bars(text: str, rows: pd.DataFrame, spread: str | None) -> str:
+def _with_bars(text: str, rows: pd.DataFrame, by: list[str], spread: str | None) -> str:
     """The name of an axis, and what its bars or bands are."""
-    n = rows[spread].nunique() if spread in rows.columns else 1
-    bars = f"\nmean and {'range' if n == 2 else '95 % interval'}, {n} {spread}s"
+    n = int(rows.groupby(by, observed=True)[spread].nunique().max()) if spread in rows.columns else 1
+    bars = f"\nmean and {'range' if n == 2 else '95 % interval'}, {n} {str(spread).rpartition('_')[2]}s"
     return text + bars * (n > 1)
 
 
@@ -360,7 +364,7 @@ def _width(places: list[str], side_by_side: bool) -> float:
 
 
 def _side(count: int) -> float:
-    return min(max(0.45 * count, 1.8), 8.0)
+    return min(max(0.45 * count, 1.8), WIDEST - 2.2)
 
 
 def _colour(number: int) -> str:
@@ -368,7 +372,6 @@ def _colour(number: int) -> str:
 
 
 def _common_label(columns: list[str]) -> str:
-    """What several columns share, for instance 'accuracy (fraction)' for accuracy and test_accuracy."""
-    shortest = min(columns, key=len)
-    same = all(column.endswith(shortest) for column in columns)
-    return _spoken(shortest) if same else ", ".join(map(_spoken, columns))
+    """What several columns share, for instance 'accuracy (fraction)' for train_accuracy and test_accuracy."""
+    common = commonprefix([column[::-1] for column in columns])[::-1].strip("_")
+    return _spoken(common) if common in LABELS else ", ".join(map(_spoken, columns))

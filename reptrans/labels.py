@@ -35,7 +35,6 @@ LABELS = {
     "init_seed": "seed of the weights",
     "lin_cka": "linear CKA",
     "exp_var": "explained variance",
-    "second_order_cosine": "second-order cosine",
     "adaptive_diversity": "adaptive diversity",
     "p_one": "probability by one",
     "p_other": "probability by other",

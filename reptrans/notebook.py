@@ -32,6 +32,7 @@ from reptrans.labels import LABELS
 __all__ = [
     "Parameters",
     "as_text",
+    "checked",
     "listed",
     "names",
     "once",
@@ -100,6 +101,11 @@ def parameters(model: type[_Model]) -> _Model:
     fields, variables = model.model_fields, shell.user_ns
     given = {name: variables.get(name) for name in _injected(variables.get("In", [])) if name not in fields}
     given |= {name: _as_typed(variables[name], field) for name, field in fields.items() if name in variables}
+    return checked(model, given)
+
+
+def checked(model: type[_Model], given: dict[str, Any]) -> _Model:
+    """The values `given` by name as one value, where no notebook is running. Raises as `parameters` does."""
     try:
         return model.model_validate(given)
     except ValidationError as error:

@@ -61,6 +61,22 @@ def run(name: str, given: Iterable[tuple[str, str]] = (), file: str | None = Non
     return executed
 
 
+def diff(a: str, b: str, data: str = "", given: Iterable[tuple[str, str]] = ()) -> Path | None:
+    """`run` the notebook on differences with two networks, see `DiffRun`, on a data set; nothing is planted there.
+
+    Raises, before a kernel starts, what does not fit of networks, files and data, beside what `run` raises.
+    """
+    from reptrans.experiments.diff import DiffRun
+    from reptrans.experiments.sides import sides
+    from reptrans.notebook import checked
+    from reptrans.sweeps.points import declared, typed
+
+    known, values = declared(found("diff")), {"a": a, "b": b, "planted": "0"} | ({"dataset": data} if data else {})
+    values |= dict(given)
+    sides(checked(DiffRun, {name: typed(name, value, known) for name, value in values.items()}), train=False)
+    return run("diff", values.items())
+
+
 def copied(name: str, to: str | Path = ".") -> Path:
     """A working copy of a notebook: `to` a folder, or a path of its own. Raises UnknownName; CannotWrite where a file
     is there already."""

@@ -1,9 +1,12 @@
-"""Progress bars only where somebody watches: in a stored notebook or a log they would be noise."""
+"""Progress bars only where somebody watches: in a stored notebook or a log they would be noise. And an end in time."""
 
 import os
 import sys
+import time
 from collections.abc import Iterable
 from typing import TypeVar
+
+from reptrans.errors import OutOfTime
 
 _Item = TypeVar("_Item")
 
@@ -24,3 +27,12 @@ def progress(iterable: Iterable[_Item], label: str = "", total: int | None = Non
     from tqdm.auto import tqdm
 
     return tqdm(iterable, desc=label, total=total, leave=False)
+
+
+def stop_if_late() -> None:
+    """Called where everything done so far is kept: OutOfTime once the environment's REPTRANS_UNTIL is past.
+
+    REPTRANS_UNTIL: a time in seconds, as `time.time()` counts them. Without it nothing is ever late.
+    """
+    if time.time() >= float(os.environ.get("REPTRANS_UNTIL") or "inf"):
+        raise OutOfTime("the time given is over. What is done is kept; start the same run again to go on.")

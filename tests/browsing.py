@@ -1,11 +1,12 @@
 """A site as a reader's browser shows it: every page opened in Chromium, and what was seen there."""
 
 import contextlib
+import gzip
 import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
@@ -36,6 +37,14 @@ async () => {
     if (walker.currentNode.parentElement.closest("code, pre, script, style, textarea, mjx-container")) continue;
     raw.push(...(text.match(/\$[^$\n]+\$|\\[([]|\\begin\{/g) ?? []));
   }
+  const size = (element) => {
+    const scale = element.ownerSVGElement ? element.getScreenCTM().a : 1;
+    return parseFloat(getComputedStyle(element).fontSize) * scale;
+  };
+  const texts = all("body *").filter(element => element.checkVisibility() && !element.closest("mjx-container, style"))
+    .filter(element => [...element.childNodes].some(node => node.nodeType === Node.TEXT_NODE && node.data.trim()));
+  const levels = all("main :is(h1, h2, h3, h4, h5, h6)").filter(heading => heading.checkVisibility());
+  const jumps = levels.filter((heading, i) => heading.tagName[1] - (i ? levels[i - 1].tagName[1] : 0) > 1);
   const unset = all(".math").filter(formula => !formula.querySelector("mjx-container"));
   return {
     raw: [...raw, ...unset.map(formula => formula.textContent)],
@@ -43,11 +52,19 @@ async () => {
     formulas: all("mjx-container").length,
     broken: all("img").filter(image => !image.naturalWidth).map(image => image.getAttribute("src")),
     headings: all("h1").filter(heading => heading.checkVisibility()).map(heading => heading.textContent),
+    jumps: jumps.map(heading => heading.textContent),
+    unsaid: all("article img").filter(image => !image.alt.trim() || /\.(png|svg|jpe?g|gif)$/i.test(image.alt))
+      .map(image => image.getAttribute("src")),
+    tiny: texts.filter(element => 0 < size(element) && size(element) < 8).map(element => element.textContent),
+    loaded: [location.href, ...performance.getEntriesByType("resource").map(entry => entry.name)],
     links: all("a[href]").map(link => link.href),
+    cited: all("article a[href]:not(.headerlink, .see-also *)").map(link => link.href),
+    more: all(".see-also a[href]").map(link => link.href),
     names: all("[id], a[name]").map(target => target.id || target.name),
   };
 }
 """
+WIDTHS = (1300, 420)  # of a desk and of a telephone
 OVERFLOW = "document.scrollingElement.scrollWidth - window.innerWidth"
 
 
@@ -63,9 +80,15 @@ class Seen:
     formulas: int = 0
     broken: list[str] = field(default_factory=list)
     headings: list[str] = field(default_factory=list)
+    jumps: list[str] = field(default_factory=list)
+    unsaid: list[str] = field(default_factory=list)
+    tiny: list[str] = field(default_factory=list)
+    loaded: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
+    cited: list[str] = field(default_factory=list)
+    more: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
-    overflow: int = 0
+    overflow: dict[int, int] = field(default_factory=dict)
 
 
 def chromium() -> Iterator:
@@ -102,7 +125,7 @@ def pages_of(folder: Path) -> list[str]:
 
 
 def look_at(browser, folder: Path) -> dict[str, Seen]:
-    """Every page of the site in `folder`, opened wide, then measured at the width of a telephone."""
+    """Every page of the site in `folder`, opened wide, then measured at the width of a telephone too."""
     with served(folder) as address, browser.new_page(color_scheme="light") as page:
         page.set_default_timeout(PATIENCE)
         found, now = {}, Seen()
@@ -113,18 +136,37 @@ def look_at(browser, folder: Path) -> dict[str, Seen]:
         page.on("response", lambda answer: now.failed.append(answer.url) if answer.status >= 400 else None)
         for name in pages_of(folder):
             found[name] = now = Seen()
-            page.set_viewport_size({"width": 1300, "height": 900})
+            page.set_viewport_size({"width": WIDTHS[0], "height": 900})
             page.goto(address + name, wait_until="load")
             for key, value in page.evaluate(LOOK).items():
                 setattr(now, key, value)
-            now.links = [link.removeprefix(address) if own(link, address) else link for link in now.links]
-            page.set_viewport_size({"width": 420, "height": 900})
-            now.overflow = page.evaluate(OVERFLOW)
+            for links in (now.links, now.cited, now.more, now.loaded):
+                links[:] = [link.removeprefix(address) if own(link, address) else link for link in links]
+            for width in WIDTHS:
+                page.set_viewport_size({"width": width, "height": 900})
+                now.overflow[width] = page.evaluate(OVERFLOW)
     return found
 
 
 def own(url: str, address: str) -> bool:
     return url.startswith((address, "data:", "blob:"))
+
+
+def weight(page: Seen, folder: Path) -> int:
+    """Bytes that a first visit to the page loads, texts compressed as web servers send them."""
+    return sum(_sent(folder / unquote(urldefrag(name)[0].partition("?")[0])) for name in set(page.loaded))
+
+
+@cache
+def _sent(path: Path) -> int:
+    """Bytes of a file as it is sent; 0 for what is in the page itself."""
+    content = path.read_bytes() if path.is_file() else b""
+    return len(gzip.compress(content) if path.suffix in (".html", ".css", ".js", ".svg") else content)
+
+
+def pages_in(links: list[str], name: str) -> set[str]:
+    """The pages, of this site or not, that links of page `name` lead to, itself left out."""
+    return {urldefrag(link)[0].partition("?")[0] for link in links} - {name, ""}
 
 
 def dead_links(seen: dict[str, Seen], folder: Path) -> list[str]:

@@ -1,13 +1,20 @@
 """The book in a browser: every page opened in Chromium with every other host out of reach."""
 
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
-from browsing import PATIENCE, chromium, dead_links, look_at, served
+from browsing import PATIENCE, chromium, dead_links, look_at, pages_in, served, weight
 
 ROOT = Path(__file__).resolve().parent.parent
 REPOSITORY = re.compile(r"github(?:\.com)?/[\w-]+/[\w-]+/(?:blob|edit|tree)/main/([^?#]+)")
+
+NOTEBOOKS, RUNS = "notebooks/", "book/runs/"
+# Folders whose pages still have pictures without a description, or texts with fewer than three links.
+UNDESCRIBED = (NOTEBOOKS, RUNS)
+UNLINKED = (NOTEBOOKS,)
+WEIGHT = 1_500_000  # bytes of a first visit
 
 browser = pytest.fixture(scope="module")(chromium)
 
@@ -58,8 +65,110 @@ def test_links_to_the_repository_name_files_in_it(seen):
     assert {path for path in named if not (ROOT / path).exists()} == set()
 
 
-def test_every_page_fits_a_telephone(seen):
-    assert found(seen, lambda page: page.overflow > 0 and page.overflow) == {}
+def test_every_page_fits_a_desk_and_a_telephone(seen):
+    assert found(seen, lambda page: {width: over for width, over in page.overflow.items() if over > 0}) == {}
+
+
+def test_every_picture_is_described(seen):
+    """No alternative text is missing, or the name of a file."""
+    undescribed = found(seen, lambda page: page.unsaid)
+    assert {name: images for name, images in undescribed.items() if not name.startswith(UNDESCRIBED)} == {}
+
+
+def test_headings_leave_out_no_level(seen):
+    assert found(seen, lambda page: page.jumps) == {}
+
+
+def test_no_text_is_too_small_to_read(seen):
+    assert found(seen, lambda page: page.tiny) == {}
+
+
+def test_no_page_is_heavy(seen, book):
+    assert found(seen, lambda page: (size := weight(page, book.site)) > WEIGHT and size) == {}
+    assert weight(seen["book/stitching.html"], book.site) > 100_000
+
+
+def test_texts_of_notebooks_lead_to_other_pages(seen):
+    few = {name for name, page in seen.items() if name.startswith(NOTEBOOKS) and len(pages_in(page.cited, name)) < 3}
+    assert {name for name in few if not name.startswith(UNLINKED)} == set()
+
+
+def test_stored_runs_lead_to_other_pages(seen):
+    few = {n for n, page in seen.items() if n.startswith(RUNS) and len(pages_in(page.cited + page.more, n)) < 3}
+    assert few == set()
+
+
+def test_every_notebook_and_run_is_linked_from_a_text(seen):
+    named = set().union(*(pages_in(page.cited, name) for name, page in seen.items()))
+    assert {name for name in seen if name.startswith((NOTEBOOKS, RUNS))} - named == set()
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["book/howto.html#stitch-your-own", "book/claims.html#claim-kd-digits", "book/claims.html#claim-l2t-weights"],
+)
+def test_the_first_page_leads_to_the_first_questions(seen, place):
+    assert place in seen["book/intro.html"].cited
+
+
+# One page of each kind; of the claims those with few, for what is not shown costs no time.
+KINDS = [
+    "book/intro.html", "book/merging.html", "book/api/merging.html", "notebooks/training.html",
+    "book/claims.html?verdict=contradicted", "book/claims.html?verdict=did+not+hold", "book/claims.html?verdict=small",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """The script of axe-core, which checks a page's contrast, headings, names and structure."""
+    if (spec := importlib.util.find_spec("axe_playwright_python")) is None:
+        pytest.skip("needs axe-core: pip install axe-playwright-python")
+    return (Path(spec.origin).parent / "axe.min.js").read_text("utf-8")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", KINDS)
+def test_pages_are_accessible(browser, book, axe, name, scheme):
+    """All rules of axe-core but one, on the page's text: its regions are the theme's."""
+    with served(book.site) as address, browser.new_page(color_scheme=scheme) as page:
+        page.set_default_timeout(PATIENCE)
+        page.goto(address + name, wait_until="load")
+        page.evaluate(axe)
+        options = {"resultTypes": ["violations"], "rules": {"region": {"enabled": False}}}
+        found = page.evaluate("options => axe.run('article', options)", options)["violations"]
+    assert {rule["id"]: [node["html"] for node in rule["nodes"]] for rule in found} == {}
+
+
+@pytest.fixture
+def claims(browser, book):
+    with served(book.site) as address, browser.new_page(color_scheme="light") as page:
+        page.set_default_timeout(PATIENCE)
+        page.goto(f"{address}book/claims.html")
+        yield page
+
+
+def test_claims_are_filtered_by_verdict_and_subject(claims):
+    everything = claims.locator(".claim:visible").count()
+    claims.get_by_label("Verdict").select_option("held")
+    assert 0 < claims.locator(".claim:visible").count() < everything
+    assert set(claims.locator(".claim:visible .verdict").all_inner_texts()) == {"held"}
+    claims.get_by_label("Subject").select_option("Merging")
+    assert claims.locator(".claim:visible").count() == claims.locator("#merging .claim.held").count() > 0
+    assert claims.locator("section h2:visible").all_inner_texts()[0].startswith("Merging")
+    claims.get_by_label("Verdict").select_option("all")
+    claims.get_by_label("Subject").select_option("all")
+    assert claims.locator(".claim:visible").count() == everything
+
+
+def test_without_scripts_all_claims_are_shown(browser, book):
+    with served(book.site) as address, browser.new_page(java_script_enabled=False) as page:
+        page.goto(f"{address}book/claims.html")
+        assert page.locator(".claim:visible").count() == page.locator(".claim").count() > 50
+
+
+def test_a_claim_has_an_address(claims):
+    claims.goto(claims.url + "#claim-kd-digits")
+    assert claims.locator("#claim-kd-digits").bounding_box()["y"] < 900
 
 
 @pytest.fixture
@@ -96,10 +205,16 @@ def test_the_theme_turns_dark(page):
 
 
 BROKEN = {
-    "good.html": "<h1>Good</h1><p id='here'>US$, <code>$x$</code></p><a href='good.html#here'>here</a>",
-    "bad.html": """<h1>Bad</h1><h1>Again</h1><img src="missing.png"><p style="width: 600px">$x^2$</p>
+    "good.html": """<main><h1>Good</h1><h2>Better</h2><article><p id='here'>US$, <code>$x$</code></p>
+        <img alt="a dot" src="data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=">
+        <a href='good.html#here'>here</a></article></main>""",
+    "bad.html": """<main><h1>Bad</h1><h1>Again</h1><h3>Deep</h3><article>
+        <img src="missing.png"><img src="missing.png" alt="missing.png">
+        <p style="font-size: 7px">small</p>
+        <svg viewBox="0 0 200 20" width="100"><text y="9" font-size="12">scaled</text></svg>
+        <a href="good.html#there">a</a><a href="none.html">b</a></article></main><p style="width: 600px">$x^2$</p>
         <script>console.error("alas"); fetch("http://example.org/x").catch(() => 0); nothing.at.all</script>
-        <a href="good.html#there"></a><a href="none.html"></a><span class="math">x</span><mjx-merror>y</mjx-merror>""",
+        <span class="math">x</span><mjx-merror>y</mjx-merror>""",
 }
 
 
@@ -109,14 +224,19 @@ def test_what_is_broken_is_seen(browser, tmp_path):
     seen = look_at(browser, tmp_path)
     good, bad = seen["good.html"], seen["bad.html"]
     assert not (good.console + good.failed + good.outside + good.raw + good.wrong + good.broken)
-    assert (len(good.headings), good.overflow) == (1, 0)
+    assert not (good.jumps + good.unsaid + good.tiny)
+    assert (len(good.headings), max(good.overflow.values())) == (1, 0)
 
     said = "\n".join(bad.console)
     assert "alas" in said and "nothing is not defined" in said and "missing.png" not in good.failed
-    assert any(url.endswith("missing.png") for url in bad.failed) and bad.broken == ["missing.png"]
+    assert any(url.endswith("missing.png") for url in bad.failed) and bad.broken == ["missing.png"] * 2
     assert bad.outside == ["http://example.org/x"]
     assert bad.raw == ["$x^2$", "x"] and bad.wrong == ["y"]
-    assert len(bad.headings) == 2 and bad.overflow > 100
+    assert len(bad.headings) == 2 and bad.overflow[1300] == 0 and bad.overflow[420] > 100
+    assert bad.jumps == ["Deep"] and bad.tiny == ["small", "scaled"]
+    assert bad.unsaid == ["missing.png", "missing.png"]
+    assert pages_in(bad.cited, "bad.html") == {"good.html", "none.html"}
+    assert 0 < weight(good, tmp_path) < 300
     assert dead_links(seen, tmp_path) == ["bad.html: good.html#there", "bad.html: none.html"]
 
 

@@ -2,7 +2,9 @@
 
 import importlib
 import importlib.util
+import os
 import re
+import time
 from pathlib import Path
 
 import nbformat
@@ -10,7 +12,8 @@ import pytest
 import torch
 from papermill import PapermillExecutionError
 
-from reptrans.errors import NotAvailable, UnknownName
+from reptrans.errors import NotAvailable, OutOfTime, UnknownName
+from reptrans.experiments.parameters import piece
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -150,8 +153,18 @@ def test_a_run_is_stored_with_its_own_title(checkout, gpu, capsys):
     assert found.cells[4].source == f"{FULL.UNREAD}\n\nRead so."
     assert found.cells[3].outputs[0].text == "a: b 1\n"
     assert not any({"papermill", "execution"} & set(part.metadata) for part in (found, *found.cells))
+    assert found.cells[2].metadata == {
+        "tags": ["injected-parameters", "hide-input"], "mystnb": {"code_prompt_show": FULL.INJECTED}
+    }  # fmt: skip
     assert "version" not in found.metadata.language_info
     assert FULL.stored("tiny") == {"divisor": 4, "name": "a: b"} and FULL.chosen([]) == []
+
+
+def test_links_are_those_from_its_folder():
+    text = "[a](../book/api/x.md) ![b](../book/diagrams/b.svg) [c](tiny.ipynb) [d](../book/runs/tiny_small.ipynb)"
+    assert FULL.moved(text) == (
+        "[a](../api/x.md) ![b](../diagrams/b.svg) [c](../../notebooks/tiny.ipynb) [d](tiny_small.ipynb)"
+    )
 
 
 @pytest.fixture
@@ -167,6 +180,35 @@ def papermill(monkeypatch):
         nbformat.write(found, new)
 
     monkeypatch.setattr(FULL.papermill, "execute_notebook", execute)
+
+
+def test_a_run_that_is_out_of_time_stops_all_and_is_no_failure(checkout, monkeypatch, capsys):
+    monkeypatch.setenv("REPTRANS_UNTIL", "")
+    asked = []
+
+    def execute(notebook, *_, **__):
+        asked.append(notebook.stem)
+        late = time.time() + 1400 < float(os.environ["REPTRANS_UNTIL"]) < time.time() + 1500
+        raise PapermillExecutionError(2, 1, "", "OutOfTime" if late else "BadValue", "the time is over.", [])
+
+    monkeypatch.setattr(FULL.papermill, "execute_notebook", execute)
+    assert FULL.main(["--budget", "25m", "tiny_other_bad", "tiny_small"]) == 0
+    assert asked == ["tiny_other"] and capsys.readouterr().out.endswith("tiny_other_bad: the time is over.\n")
+    assert FULL.main(["--budget", "25", "tiny_small"]) == 2
+    assert capsys.readouterr().err == (
+        "BadValue: the budget is '25'; give a number and a unit, s, m or h, as in 25m.\n"
+    )
+
+
+def test_a_piece_is_not_begun_when_it_is_late(tmp_path, monkeypatch):
+    path = tmp_path / "piece.safetensors"
+    monkeypatch.setenv("REPTRANS_UNTIL", str(time.time() - 1))
+    with pytest.raises(OutOfTime, match="^the time given is over. What is done is kept; start the same run again"):
+        piece(path, dict)
+    monkeypatch.setenv("REPTRANS_UNTIL", str(time.time() + 100))
+    assert piece(path, lambda: {"a": 1}) == {"a": 1}
+    monkeypatch.setenv("REPTRANS_UNTIL", "0")
+    assert piece(path, dict) == {"a": 1}
 
 
 def test_a_failed_run_stops_no_other(checkout, papermill, capsys):

@@ -1,5 +1,8 @@
 """The parameters of a notebook, checked in a running IPython and through papermill's command line."""
 
+import ctypes
+import platform
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -295,3 +298,16 @@ def test_a_summary_is_numbers():
     assert table["accuracy_mean"].tolist() == [0.5, 0.5]
     assert table["accuracy_sd"].iloc[0] == pytest.approx(0.125**0.5) and pd.isna(table["accuracy_sd"].iloc[1])
     assert table["loss_mean"].tolist() == [1.0, 2.0] and table["loss_sd"].isna().all()
+
+
+def test_freed_memory_stays_with_the_process(shell):
+    parameters(P)
+    libc, faults, size = ctypes.CDLL(None), [], 2**27
+    libc.malloc.restype = ctypes.c_void_p
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        block = libc.malloc(ctypes.c_size_t(size))
+        ctypes.memset(block, 1, size)
+        libc.free(ctypes.c_void_p(block))
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert faults[1] < 30 or platform.libc_ver()[0] != "glibc"

@@ -70,6 +70,23 @@ def test_what_counts_as_no_language(what, text, found):
     assert parts(text, what) == Counter(found)
 
 
+def test_what_the_edition_lacks_is_taken_from_the_book(tmp_path):
+    texts = {
+        "_static/same.css": "a", "es/_static/same.css": "a", "_static/other.js": "a", "es/_static/other.js": "b",
+        "book/intro.html": "", "es/book/own.html": '<a href="intro.html#place"><a href="own.html"><a href="#here">'
+        '<link href="../_static/same.css?v=1"><script src="../_static/other.js"><a href="https://a.org/intro.html">',
+    }  # fmt: skip
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    spanish.share(tmp_path)
+    assert (tmp_path / "es/book/own.html").read_text() == (
+        '<a href="../../book/intro.html#place"><a href="own.html"><a href="#here">'
+        '<link href="../../_static/same.css?v=1"><script src="../_static/other.js"><a href="https://a.org/intro.html">'
+    )
+    assert [path.name for path in (tmp_path / "es/_static").iterdir()] == ["other.js"]
+
+
 def read(site: Path, page: str) -> BeautifulSoup:
     return BeautifulSoup((site / f"{page}.html").read_text("utf-8"), "html.parser")
 

@@ -93,6 +93,22 @@ def channels_as_rows(x):
     return x.movedim(1, -1).flatten(0, -2)
 
 
+def test_scores_in_single_precision_are_those_of_double(digits, nets):
+    double, single = (stitch(digits, nets, direct="all", dtype=dtype).rows for dtype in ("float64", "auto"))
+    exact = ["matching", "accuracy", "relative_accuracy", "agreement", "r2", "departure", "cka_channels"]
+    pd.testing.assert_frame_equal(single[exact], double[exact])
+    pd.testing.assert_frame_equal(single, double, rtol=1e-5)
+    assert not single["cross_entropy"].equals(double["cross_entropy"])
+
+
+@pytest.mark.parametrize(("bias", "same"), [(0.0, True), (1e7, False)])
+def test_what_rounding_would_decide_is_scored_in_double_precision(digits, nets, bias, same):
+    stitching = Stitching(*nets, [("bn2", "bn2")], digits, settings(dtype="auto"))
+    cut = stitching.cuts["bn2", "bn2"]
+    found = cut.stitch().double().set(torch.eye(cut.size[0]), torch.full((cut.size[1],), bias))
+    assert stitching._same_quickly(cut, stitching._stitched(cut, found)) == same
+
+
 # What must hold exactly
 
 

@@ -47,6 +47,13 @@ def test_every_entry_is_told_of_once(name):
         assert text.count(mark) == 1, mark
 
 
+@pytest.mark.parametrize("name", [name for name in survey.METHODS if name != "plain"])
+def test_a_method_names_its_paper_and_what_is_lost(name):
+    method = survey.method(name)
+    assert method.paper in survey.papers()
+    assert method.loses
+
+
 @each_entry
 def test_the_place_is_one_that_has_a_name(name):
     chosen = survey.line(name)["position"] == "layers that the method chooses"

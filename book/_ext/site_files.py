@@ -19,13 +19,15 @@ from sphinx.config import Config
 # Of the theme's pages: what is taken out or put right, with what stands in its place.
 PAGE_EDITS = [
     (re.compile(r'<script[^>]*src="[^"]*fontawesome\.js[^"]*"></script>\n?'), ""),
-    (re.compile(r'<script src="[^"]*(?:_static/(?:searchtools|language_data)|searchindex)\.js"></script>\n?'), ""),
-    (re.compile(r'<div id="jb-print-docs-body".*?</nav>\s*</div>\s*</div>\s*</div>', re.DOTALL), ""),
+    (re.compile(r'<div id="jb-print-docs-body".*?(?=<div id="searchbox">)', re.DOTALL), ""),
     (re.compile(r"<dl>\n((?:<dd>.*</dd>\n)+)</dl>"), r'<span class="sig-lines">\n\1</span>'),
     (re.compile(r'<dd>(<em class="sig-param">.*)</dd>'), r"<span>\1</span>"),
     (re.compile(r"<th></th>"), "<td></td>"),
     (re.compile(r"<summary>(?=<span class=\"toctree-toggle\")"), '<summary aria-label="Pages below">'),
 ]
+SEARCH_SCRIPTS = re.compile(
+    r'<script src="[^"]*(?:_static/(?:searchtools|language_data)|searchindex)\.js"></script>\n?'
+)
 # Results of a search are quoted from the text of a page, without its buttons.
 SEARCH_EDITS = [
     ('[role="main"]', "article.bd-article"),
@@ -71,7 +73,7 @@ def footer(cited: dict, intro: str, changes: str) -> str:
     released = date.fromisoformat(cited["date-released"])
     return (
         f"reptrans {cited['version']}, {released.day} {released:%B %Y} · {cited['license']} licence · "
-        f'<a href="{intro}#citing">How to cite</a> · <a href="{changes}">Changes</a>'
+        f'<a href="{intro.rstrip("#")}#citing">How to cite</a> · <a href="{changes}">Changes</a>'
     )
 
 
@@ -83,7 +85,9 @@ def tell(app: Sphinx, page: str, template: str, context: dict, doctree: nodes.do
     context["theme_extra_footer"] = footer(citation(Path(app.srcdir)), path("book/intro"), path("book/changes"))
 
 
-def lightened(html: str) -> str:
+def lightened(html: str, searches: bool = False) -> str:
+    """A page without what it does not need; the page that searches keeps the scripts for it."""
+    html = html if searches else SEARCH_SCRIPTS.sub("", html)
     for pattern, instead in PAGE_EDITS:
         html = pattern.sub(instead, html)
     return html
@@ -105,8 +109,7 @@ def finish(app: Sphinx, failure: Exception | None) -> None:
         path.unlink(missing_ok=True)
     pages = sorted(path for path in site.rglob("*.html") if "_static" not in path.parts)
     for path in pages:
-        if path.name != "search.html":
-            path.write_text(lightened(path.read_text("utf-8")), "utf-8")
+        path.write_text(lightened(path.read_text("utf-8"), path.name == "search.html"), "utf-8")
     search = site / "_static" / "searchtools.js"
     text = search.read_text("utf-8")
     for old, new in SEARCH_EDITS:

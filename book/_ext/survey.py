@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import torch
+from author_year import who
 from diagram import Diagram, drawn
 from docutils import nodes
 from docutils.statemachine import StringList
@@ -173,12 +174,10 @@ def papers() -> dict:
 def paper(key: str) -> str:
     """Author and year, linked to the paper."""
     entry = papers()[key]
-    names = [" ".join(person.last_names) for person in entry.persons["author"]]
-    who = f"{names[0]} et al." if len(names) > 2 else " and ".join(names)
     fields = entry.fields
     doi, eprint = fields.get("doi"), fields.get("eprint")
     link = fields.get("url") or (f"https://doi.org/{doi}" if doi else f"https://arxiv.org/abs/{eprint}")
-    return f"[{who} {fields['year']}]({link})"
+    return f"[{who(entry)} {fields['year']}]({link})"
 
 
 def number(name: str) -> str:
@@ -193,8 +192,7 @@ def line(name: str) -> dict[str, str]:
     _, over, row = measured(name)[0]
     words = described(name)
     head = {"entry": number(name), "method": f"[{NAMES[name]}](#method-{name}), {paper(words['paper'])}"}
-    verdict = row["verdict"] or "not decided"
-    return words | head | {"gain": interval(row), "over": over, "verdict": verdict}
+    return words | head | {"gain": interval(row), "over": over, "verdict": row["verdict"]}
 
 
 def as_table(header: list[str], rows: list[list[str]]) -> list[str]:
@@ -209,6 +207,8 @@ class Generated(SphinxDirective):
     def parsed(self, lines: list[str], words: Collection[str] | None = None) -> list[nodes.Node]:
         """The nodes of these lines; of a table, cells below a header that is not in `words` stay as they are in every
         language."""
+        for run in SETS:
+            self.env.note_dependency(str(BOOK / run))
         holder = nodes.container()
         self.state.nested_parse(StringList(lines, self.env.doc2path(self.env.docname)), 0, holder)
         for paragraph in holder.findall(nodes.paragraph):
@@ -253,10 +253,10 @@ class Measured(Generated):
 
     def run(self) -> list[nodes.Node]:
         rows = [
-            [over, f"[{SETS[run]}]({run})", row["n"], interval(row), row["verdict"] or "not decided"]
+            [over, interval(row), row["verdict"], f"[{SETS[run]}]({run})", row["n"]]
             for run, over, row in measured(self.arguments[0])
         ]
-        header = ["compared with", "data", "seeds", "gain", "verdict"]
+        header = ["compared with", "gain", "verdict", "data", "seeds"]
         return self.parsed(as_table(header, rows), {"compared with", "data", "verdict"})
 
 

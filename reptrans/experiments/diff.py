@@ -53,8 +53,6 @@ class DiffRun(TrainingParameters):
     pictures: int = Field(10, ge=1, le=30)
     steps: int = Field(60, ge=1)
     planted: NotNegative = 1
-    planted_dataset: str = "shapes:shape:images=2000:difficulty=0"
-    planted_model: str = "cnn5_w8"
     dtype: Exact = "auto"
 
     @field_validator("orders")
@@ -100,6 +98,12 @@ class Found:
         """What a part gave; None where there is nothing of it."""
         return self.parts.get(name)
 
+    def lacking(self) -> list[str]:
+        """A line for each reason why something is not compared."""
+        reasons = dict.fromkeys(self.missing.values())
+        names = {why: ", ".join(n for n, reason in self.missing.items() if reason == why) for why in reasons}
+        return [f"Not compared, {names[why]}: {why}" for why in reasons]
+
     @property
     def rows(self) -> dict[str, pd.DataFrame]:
         """The tables."""
@@ -109,10 +113,12 @@ class Found:
 @dataclass(frozen=True)
 class Pictures:
     """`rows`, one for each of `images` (n, c, h, w) in [0, 1]: image (its place among the test images), answers of A
-    and B; of pictures that were made also `still`, whose answer was to stay, and `before`, what both answered."""
+    and B; of pictures that were made also `still`, whose answer was to stay. `starts`: what they were made from, the
+    same ones for A and for B."""
 
     rows: pd.DataFrame
     images: Tensor
+    starts: Tensor | None = None
 
 
 def natural(a: Side, b: Side, p: DiffRun) -> Pictures:
@@ -127,6 +133,12 @@ def natural(a: Side, b: Side, p: DiffRun) -> Pictures:
     rows = rows.assign(turn=rows.groupby(["a", "b"]).cumcount()).sort_values("turn", kind="stable")[: p.pictures]
     index = torch.tensor(rows["image"].to_numpy())
     return Pictures(rows.drop(columns="turn").reset_index(drop=True), a.answered.batch(index).double() / 255)
+
+
+def told(side: Side, rows: pd.DataFrame) -> list[str]:
+    """What A and B answer to each picture, to stand below it."""
+    known = dict(enumerate(side.data.classes))
+    return [f"A {known.get(x, x)}\nB {known.get(y, y)}" for x, y in zip(rows["a"], rows["b"], strict=True)]
 
 
 def made(a: Side, b: Side, p: DiffRun) -> Pictures:
@@ -147,10 +159,10 @@ def made(a: Side, b: Side, p: DiffRun) -> Pictures:
     for still, moving in (("A", "B"), ("B", "A")):
         found = differentiate(nets[still], nets[moving], x, radius=radius, steps=p.steps, lr=0.02, portable=True)
         now = {letter: net(found.images).argmax(1).tolist() for letter, net in nets.items()}
-        rows.append(pd.DataFrame({"image": agreed, "still": still, "before": a.answers[agreed], "a": now["A"],
-                                  "b": now["B"], "moved": found.rows["moved"]}))  # fmt: skip
+        rows.append(pd.DataFrame({"image": agreed, "still": still, "a": now["A"], "b": now["B"],
+                                  "moved": found.rows["moved"]}))  # fmt: skip
         images.append(found.images.cpu().double())
-    return Pictures(pd.concat(rows, ignore_index=True), torch.cat(images))
+    return Pictures(pd.concat(rows, ignore_index=True), torch.cat(images), x.cpu().double())
 
 
 def answers_compared(a: Side, b: Side) -> Found:

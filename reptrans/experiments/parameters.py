@@ -15,6 +15,7 @@ from reptrans.errors import BadValue, UnknownName, suggest
 from reptrans.models import build
 from reptrans.models.from_transformers import tokenizer_of
 from reptrans.notebook import Parameters, parts, some_names
+from reptrans.progress import stop_if_late
 from reptrans.tensorfiles import load_tensors, save_tensors
 from reptrans.training import Plan, pick_device
 
@@ -200,7 +201,11 @@ class Tried(Parameters):
 
 
 def piece(path: Path, make: Callable[..., object], *given) -> object:
-    """What was stored at `path`, or else what `make(*given)` gives, stored there: so an interrupted run goes on."""
+    """What was stored at `path`, or else what `make(*given)` gives, stored there: so an interrupted run goes on.
+
+    Raises OutOfTime, see `stop_if_late`, before anything new is made.
+    """
     if not path.is_file():
+        stop_if_late()
         save_tensors(path, make(*given))
     return load_tensors(path)[0]

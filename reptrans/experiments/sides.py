@@ -41,7 +41,8 @@ class Side:
     @cached_property
     def answered(self) -> Split:
         """The test images whose answers are compared."""
-        return self.loader(most=self.most).split
+        test = self.data.test
+        return test.select(balanced(test.labels, self.most)) if self.most else test
 
     @cached_property
     def logits(self) -> Tensor:

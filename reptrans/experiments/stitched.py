@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -217,14 +218,13 @@ class Stitching:
     def stitch(self, front_layer: str, end_layer: str, checkpoint: Path | None = None) -> Stitched:
         """Match one of the pairs in every way asked for; `checkpoint` lets interrupted training resume."""
         s, cut, m = self.settings, self.cuts[front_layer, end_layer], self.moments.get((front_layer, end_layer))
-        images, is_activations = self._score_set(cut)
         rows, maps = [], {}
 
         def score(matching: str, network: StitchedNetwork) -> None:
             maps[matching] = network.stitch.dense()
-            tail = nn.Sequential(network.stitch, network.end) if is_activations else network
-            logits, labels = logits_of(tail.eval(), images, "tokens")
-            rows.append({"matching": matching} | self._scores(logits, labels) | self._fit(m, maps[matching]))
+            way = self.quick if self._same_quickly(cut, network.eval()) else self
+            logits, labels = way.logits(cut.pair, network.stitch)
+            rows.append({"matching": matching} | way.scores(logits, labels) | self._fit(m, maps[matching]))
 
         for kind in s.direct_kinds:
             if kind == "identity" and len(set(cut.size)) > 1:
@@ -241,6 +241,24 @@ class Stitching:
         for column, value in reversed(self._common(cut, m).items()):
             table.insert(0, column, value)
         return Stitched(table, maps, history, network)
+
+    @cached_property
+    def quick(self) -> "Stitching":
+        """The same in single precision, by which to score; this one itself where the precision is not left open.
+
+        A share of right answers needs no more, and double precision takes several times as long on a CPU.
+        """
+        if self.texts or self.settings.dtype != "auto" or self.settings.place["dtype"] == torch.float32:
+            return self
+        single = self.settings.model_copy(update={"dtype": "float32"})
+        return Stitching(*deepcopy((self.front_net, self.end_net)), self.pairs, self.dataset, single, seed=self.seed)
+
+    def logits(self, pair: tuple[str, str], stitch: Stitch) -> tuple[Tensor, Tensor]:
+        """What the networks, stitched so at this pair of layers, answer to the score set, and its labels."""
+        cut = self.cuts[pair]
+        images, is_activations = self._score_set(cut)
+        network = self._stitched(cut, stitch)
+        return logits_of(nn.Sequential(network.stitch, network.end) if is_activations else network, images, "tokens")
 
     @cached_property
     def own(self) -> dict[str, Tensor]:
@@ -314,6 +332,20 @@ class Stitching:
         if s.uses_rank and s.rank > min(p, q):
             raise BadValue(f"rank {s.rank} is more than the {min(p, q)} channels at {front_layer} allow.")
 
+    def _stitched(self, cut: Cut, stitch: Stitch) -> StitchedNetwork:
+        """The parts of this one around a copy of the stitch, which may be of another precision."""
+        copy = deepcopy(stitch).to(**self.settings.place)
+        return StitchedNetwork(cut.front, copy, cut.end, self._tells_input).eval()
+
+    @torch.no_grad()
+    def _same_quickly(self, cut: Cut, network: StitchedNetwork) -> bool:
+        """Whether single precision will do: large terms may cancel, and leave little but its rounding errors."""
+        if self.quick is self:
+            return True
+        images = next(iter(self.test)).images[:32]
+        exact, found = network(images), self.quick._stitched(self.quick.cuts[cut.pair], network.stitch)(images.float())
+        return bool((exact - found).abs().max() <= 1e-4 * exact.std(0).mean())
+
     def _network(self, cut: Cut, stitch: Stitch, start: AffineMap) -> StitchedNetwork:
         stitch.to(**self.settings.place).set(*(v.to(stitch.bias.device) for v in (start.weight, start.bias)))
         return StitchedNetwork(cut.front, stitch, cut.end, self._tells_input)
@@ -359,7 +391,8 @@ class Stitching:
             return self.test, False
         return self.test.over(Split(tables["front"], self.test.split.labels)), True
 
-    def _scores(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+    def scores(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        """How right these answers to the score set are, and how often they are the end network's own."""
         wanted, right = self.own["end"], labels
         if self.texts:
             (logits, labels), (wanted, right) = recognised(logits, wanted), recognised(wanted, wanted)
@@ -382,9 +415,10 @@ class Stitching:
     @torch.no_grad()
     def _common(self, cut: Cut, m: Moments | None) -> dict[str, object]:
         """The columns that all rows of a pair share."""
-        s, labels = self.settings, self.own["labels"]
-        x, y = rows_of((cut.front, cut.own), self.test, s.cka_images)
-        accuracies = [math.nan, 1.0] if self.texts else [accuracy(self.own[k], labels).item() for k in ("front", "end")]
+        s, quick = self.settings, self.quick
+        own, labels, parts = quick.own, quick.own["labels"], quick.cuts[cut.pair]
+        x, y = rows_of((parts.front, parts.own), quick.test, s.cka_images)
+        accuracies = [math.nan, 1.0] if self.texts else [accuracy(own[k], labels).item() for k in ("front", "end")]
         return {
             "dataset": self.dataset.name, "front_layer": cut.front_layer, "end_layer": cut.end_layer, "seed": self.seed,
             "init": s.init, "mask": s.mask, "form": s.form, "target": s.target, "epochs": s.epochs,

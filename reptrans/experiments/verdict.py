@@ -14,13 +14,13 @@ from reptrans.data import Dataset
 from reptrans.data.split import Split
 from reptrans.experiments.answers import DIFFER, paired
 from reptrans.experiments.diff import DiffRun, Found, answers_compared
+from reptrans.experiments.invariances import InvariancesRun, load
 from reptrans.experiments.sides import Side
 from reptrans.merging.interpolate import barrier
 from reptrans.progress import progress
 
 MOST = 2  # sentences about answers, before what they are on the whole
 SMALL = 0.2  # what Cohen calls a small effect
-PLANTED_SIDE = 16  # pixels
 SAME = 1e-4  # largest relative difference of logits, or of weights, that rounding makes
 
 
@@ -171,13 +171,13 @@ def _stitches(found: Found) -> Iterator[Sentence]:
     rows = found["stitches"]
     if rows is None or rows.empty:
         return
-    value = "agreement" if rows["share"].isna().all() else "share"
+    value, of = ("agreement", "own answers") if rows["share"].isna().any() else ("share", "accuracy")
     ways = []
     for way, own in rows.groupby("way", sort=False):
         worst = own.loc[own[value].idxmin()]
-        ways.append(f"{way} at least {_percent(worst[value])} (at {worst['front_layer']})")
-    of = "of the end's accuracy" if value == "share" else "of the end's own answers"
-    yield Sentence(f"Stitched by least squares, they keep {of}: {'; '.join(ways)}.", 1 - rows[value].min(), ("stitch",))
+        ways.append(f"{_percent(worst[value])} {way} (at {worst['front_layer']})")
+    yield Sentence(f"Stitched by least squares, what is kept of the end's {of} is, at the worst layer, "
+                   f"{' and '.join(ways)}.", 1 - rows[value].min(), ("stitch",))  # fmt: skip
 
 
 def _weights(found: Found) -> Iterator[Sentence]:
@@ -190,10 +190,13 @@ def _weights(found: Found) -> Iterator[Sentence]:
     most = apart.moved.loc[apart.moved[column].idxmax()]
     text += f"; {most['layer']} moved most ({most[column]:.2f})"
     if rows is not None:
-        lost = barriers(rows)
-        said = ", ".join(f"{100 * v:.0f} points {'with units aligned' if k == 'aligned' else 'as they are'}"
-                         for k, v in lost.items())  # fmt: skip
-        text += f"; on the straight line between them accuracy falls by up to {said}"
+        lost = {kind: f"{100 * v:.0f}" for kind, v in barriers(rows).items()}
+        text += f"; on the straight line between them accuracy falls by up to {lost['none']} points"
+        text += f", with units aligned {lost['aligned']}" if "aligned" in lost else ""
+    if rows is not None and apart.close:
+        at = rows[(rows["class"] == "all") & (rows["alignment"] == "none")].set_index("share")["accuracy"]
+        text += f"; B looks like a descendant of A, and A + t (B − A) is right on {_percent(at[0.5])} with t of 0.5, "
+        text += f"{_percent(at[1.5])} with 1.5"
     yield Sentence(f"{text}.", apart.apart[-1], ("weights",))
 
 
@@ -206,20 +209,20 @@ def barriers(rows: pd.DataFrame) -> dict[str, float]:
 def planted_pairs(p: DiffRun) -> pd.DataFrame:
     """Whether a known difference is named first: rows of planted, seed, named, effect, first (the sentence).
 
-    A learns the shapes of `planted_dataset` from a seed, B from the next. "nothing": the same images, and named says
+    A learns the shapes of InvariancesRun from a seed, B from the next. "nothing": the same images, and named says
     that no effect is above SMALL. "class": all training images of one class have the label of another for B; named is
     the pair. "shortcut": the colour follows the label in B's training images, and not in the test images; named is the
     colour.
     """
-    q = p.model_copy(update={"dataset": p.planted_dataset, "image_size": PLANTED_SIDE, "train_epochs": 10, "limit": 0})
-    own, rows = q.load(), []
+    looking = InvariancesRun(dtype=p.dtype, device=p.device)
+    (own, cued), rows = load(looking).train.values(), []
     for seed in progress(range(p.planted), "planted"):
         source, target = seed % own.num_classes, (seed + 3) % own.num_classes
         names = own.classes[source], own.classes[target]
         for kind, data, wanted in (("nothing", own, ()), ("class", _relabelled(own, source, target), ("class", *names)),
-                                   ("shortcut", _cued(q, own), ("factor", "colour", "B"))):  # fmt: skip
-            nets = q.trained(p.planted_model, own, seed), q.trained(p.planted_model, data, seed + 1)
-            a, b = (Side(k, kind, net.to(**q.place), own) for k, net in zip("AB", nets, strict=True))
+                                   ("shortcut", cued, ("factor", "colour", "B"))):  # fmt: skip
+            nets = looking.trained(looking.model, own, seed), looking.trained(looking.model, data, seed + 1)
+            a, b = (Side(k, kind, net.to(**looking.place), own) for k, net in zip("AB", nets, strict=True))
             first = verdict(answers_compared(a, b))[0]
             named = first.about == wanted if wanted else first.effect < SMALL
             rows.append({"planted": kind, "seed": seed, "named": named, "effect": first.effect, "first": first.text})
@@ -229,8 +232,3 @@ def planted_pairs(p: DiffRun) -> pd.DataFrame:
 def _relabelled(data: Dataset, source: int, target: int) -> Dataset:
     labels = torch.where(data.train.labels == source, target, data.train.labels)
     return replace(data, train=Split(data.train.images, labels))
-
-
-def _cued(p: DiffRun, own: Dataset) -> Dataset:
-    cued = p.model_copy(update={"dataset": f"{p.dataset}:shortcut=colour@1"}).load()
-    return replace(cued, mean=own.mean, std=own.std)

@@ -115,17 +115,16 @@ class _Descent:
             raise BadValue(f"L-BFGS mixes the rows of a batch, which has {len(self.alive)}. Give one image at a time.")
         measured = {round(i * steps / points) for i in range(points)} if points else set()
         for step in range(steps):
-            if step in measured:
-                self.measure(step)
             for group in opt.param_groups:
                 group["lr"] = _rate(lr, step / steps)
-            self.step(opt, step / steps)
+            self.step(opt, step / steps, step if step in measured else None)
             self.ended += self.alive
-        self.settled()
+        self.last = self.figures()
         if points:
-            self.measure(steps)
+            self.measure(steps, self.last)
 
-    def step(self, opt: torch.optim.Optimizer, progress: float) -> None:
+    def step(self, opt: torch.optim.Optimizer, progress: float, point: int | None) -> None:
+        """One step; the trace gets its losses as `point`."""
         values, first = self.image.values, []
         before = values.detach().clone()
 
@@ -133,10 +132,13 @@ class _Descent:
             images = seen = self.image()
             for transform in self.transforms:
                 seen = transform(seen, self.generator)
-            losses = self.objective(seen) + sum(term(images) for term in self.prior)
+            own = self.objective(seen)
+            losses = own + sum(term(images) for term in self.prior)
             (gradient,) = torch.autograd.grad(losses.sum(), values)
             finite = torch.isfinite(losses) & torch.isfinite(gradient).flatten(1).all(1)
-            first.append(finite) if not first else None
+            if point is not None and not first:
+                self.measure(point, self.figures(None if self.transforms else own.detach()))
+            first.append(finite)
             values.grad = gradient.contiguous()  # with NaN, too: `keep` puts such rows back
             return losses.sum().detach()
 
@@ -166,23 +168,25 @@ class _Descent:
         return self.objective(self.image())
 
     @torch.no_grad()
-    def figures(self) -> dict[str, list[float]]:
-        errors, losses = self.objective.errors, self.settled()
+    def figures(self, losses: Tensor | None = None) -> dict[str, list[float]]:
+        """What rows and trace say of the image; `losses`, if they are known and finite, are the objective's."""
+        if losses is None or not torch.isfinite(losses).all():
+            losses = self.settled()
+        errors = self.objective.errors
         known = losses if errors else torch.full_like(losses, math.nan)
         if errors not in (None, self.objective.losses):
             known = errors(self.image())
         return {"loss": losses.tolist(), "relative_error": known.tolist()}
 
-    def measure(self, step: int) -> None:
-        figures = self.figures()
+    def measure(self, step: int, figures: dict[str, list[float]]) -> None:
         if self.reference is not None:
-            figures["mse"] = mse(self.image().detach(), self.reference).tolist()
+            figures = figures | {"mse": mse(self.image().detach(), self.reference).tolist()}
         rows = zip(*figures.values(), strict=True)
         self.trace += [{"step": step, "row": i} | dict(zip(figures, row, strict=True)) for i, row in enumerate(rows)]
 
     def rows(self) -> pd.DataFrame:
-        figures, images = self.figures(), self.image().detach()
-        table = pd.DataFrame({"row": range(len(images))} | figures)
+        images = self.image().detach()
+        table = pd.DataFrame({"row": range(len(images))} | self.last)
         table = table.assign(steps=self.ended.tolist(), diverged=(~self.alive).tolist())
         if self.reference is None:
             return table.assign(outside=outside(images).tolist())

@@ -13,7 +13,7 @@ _FIRST = ("matching", "method", "measure", "condition")  # what tells the rows o
 def draw(
     rows: pd.DataFrame, swept: list[str], x: str | None = None, y: str | None = None, hue: str | None = None
 ) -> Axes:
-    """Draw `y` over `x`, a line for each value of `hue`; see `figures.layer_curves`.
+    """Draw `y` over `x`, a line for each value of `hue`; markers and bars as in `layer_curves`.
 
     Where nothing is said, `x` is the first parameter that was swept; `y` the accuracy, else the first number that was
     measured; `hue` what tells the rows of a run apart (a method, a matching, a matching at a layer), else the second

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from reptrans.errors import BadCheckpoint
+from reptrans.progress import stop_if_late
 from reptrans.tensorfiles import load_tensors, save_tensors
 from reptrans.training.schedule import Plan
 
@@ -42,10 +43,11 @@ class Keeper:
         return meta["rows"]
 
     def keep(self, rows: list[dict]) -> None:
-        """Save what a later call needs to go on after the last of `rows`."""
+        """Save what a later call needs to go on after the last of `rows`; see `stop_if_late`."""
         if self.checkpoint is not None:
             state = {"modules": _states(self.modules), "optimiser": self.optimiser.state_dict()}
             save_tensors(self.checkpoint, state, {"rows": rows, "identity": self.identity})
+            stop_if_late()
 
     def snapshot(self, step: int) -> None:
         """Write the weights after `step` steps."""
