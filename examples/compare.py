@@ -1,5 +1,6 @@
 """Compare a network of your own, layer by layer, with one of torchvision: where are they similar, beyond chance?"""
 
+import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
@@ -22,7 +23,8 @@ def main(images: int = 1000, orders: int = 200) -> None:
     batch = next(iter(dataset.loader("test", images))).images
     found = compare(my_network(), theirs, batch.split(100), ["1", "4"], LAYERS, null=orders)
     print(found.rows()[["front_layer", "end_layer", "value", "effect", "p_searched"]].round(3).to_string(index=False))
-    heatmap(found.effect, "debiased CKA beyond chance").figure.savefig("compare.png", bbox_inches="tight")
+    heatmap(found.effect, "debiased CKA beyond chance")
+    plt.savefig("compare.png", bbox_inches="tight")
 
 
 if __name__ == "__main__":

@@ -24,4 +24,4 @@ def main(folder: str, image_size: int = 32, epochs: int = 20) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main(sys.argv[1])

@@ -12,7 +12,7 @@ def main(epochs: int = 10, limit: int | None = None) -> None:
         train_classifier(net, dataset, Plan(epochs=epochs, lr=0.05))
         print(f"a network by itself: {evaluate(net, dataset.loader('test'))['accuracy']:.3f}")
     for layer in LAYERS:
-        _, scores = stitch(*networks, layer, dataset)
+        _, scores = stitch(networks[0], networks[1], layer, dataset)
         print(f"stitched at {layer}: {scores['accuracy'].item():.3f} (linear CKA {scores['cka'].item():.3f})")
 
 

@@ -5,7 +5,7 @@ from copy import deepcopy
 import pandas as pd
 from torch import nn
 
-from reptrans.data import Dataset
+from reptrans.data import Dataset, TextDataset
 from reptrans.errors import BadValue
 from reptrans.experiments.stitched import Stitching, StitchingSettings
 from reptrans.layers.network import unwrap
@@ -16,7 +16,7 @@ def stitch(
     front_net: nn.Module,
     end_net: nn.Module,
     layer: str | tuple[str, str],
-    dataset: Dataset,
+    dataset: Dataset | TextDataset,
     *,
     seed: int = 0,
     **settings,
@@ -32,7 +32,7 @@ def stitch(
     Both networks are copied, so that they stay as they are. `seed`: of the training's order and of random starts.
     Raises what `Stitching` does, before any compute.
     """
-    if not isinstance(dataset, Dataset):
+    if not isinstance(dataset, (Dataset, TextDataset)):
         raise BadValue(
             f"the data set is a {type(dataset).__name__}. Give a Dataset: load_dataset(name), or Dataset.from_torch of "
             "your own images."

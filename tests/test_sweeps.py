@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -471,17 +472,49 @@ ROWS = pd.DataFrame({"run": ["r1", "r1", "r2", "r2"], "layer": ["a", "a", "b", "
 
 def test_the_figure_shows_what_was_swept():
     ax = draw(ROWS, ["lr", "layer"])
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("layer", "loss")
+    assert ax.get_xlabel() == "layer" and ax.get_ylabel().startswith("loss")
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["x", "y"]
     seeds = draw(ROWS[["run", "layer", "loss"]].assign(seed=[0, 1, 0, 1]), ["seed", "layer"])
     assert seeds.get_xlabel() == "layer" and seeds.get_legend() is None
     assert draw(ROWS.assign(accuracy=0.5), ["layer"]).get_ylabel().startswith("accuracy")
-    assert draw(ROWS, ["layer"], y="n", x="matching", hue="layer").get_ylabel() == "n"
+    assert draw(ROWS, ["layer"], y="n", x="matching", hue="layer").get_ylabel().startswith("n")
     with pytest.raises(UnknownName):
         draw(ROWS, ["layer"], y="los")
     with pytest.raises(BadData, match="no number to draw"):
         draw(ROWS[["run", "layer"]], ["layer"])
     plt.close("all")
+
+
+def many(matchings: int, layers: tuple[str, ...] = ("a",)) -> pd.DataFrame:
+    """Two runs over lr, in each every matching at every layer; accuracies count up."""
+    rows = [{"run": f"r{lr}", "lr": lr, "seed": 0, "cut": layer, "matching": f"m{k}"}
+            for lr in (1, 2) for layer in layers for k in range(matchings)]  # fmt: skip
+    return pd.DataFrame(rows).assign(accuracy=np.arange(len(rows)) % (matchings * len(layers)) / 100)
+
+
+def drawn(ax) -> tuple[list[str], str]:
+    found = [text.get_text() for text in ax.get_legend().get_texts()], ax.get_title()
+    plt.close("all")
+    return found
+
+
+def test_more_lines_than_fit_are_said_and_never_averaged():
+    lines, title = drawn(draw(many(9), ["lr"]))
+    assert lines == [f"m{k}" for k in range(1, 9)]
+    assert title == "of 9 lines the 8 with the largest accuracy"
+
+
+def test_what_varies_inside_a_run_is_a_line_of_its_own():
+    ax = draw(many(2, ("a", "b")), ["lr"])
+    heights = sorted({round(float(y), 6) for container in ax.containers for y in container.lines[0].get_ydata()})
+    assert heights == [0.0, 0.01, 0.02, 0.03], "each value of the rows, and no mean of two"
+    assert drawn(ax)[0] == ["m0 / a", "m1 / a", "m0 / b", "m1 / b"]
+
+
+def test_what_is_averaged_over_is_named():
+    assert drawn(draw(many(2, ("a", "b")), ["lr"], hue="matching"))[1] == "mean over cut"
+    both = pd.concat([many(2).assign(tau=tau, run=lambda t, tau=tau: t["run"] + tau) for tau in "pq"])
+    assert drawn(draw(both, ["lr", "tau"]))[1] == "mean over tau"
 
 
 def test_the_command_line(notebook, papermill, capsys, tmp_path):

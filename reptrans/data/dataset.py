@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch.utils import data
@@ -74,7 +75,7 @@ class Dataset:
         return self.train.shape[1:]
 
     @property
-    def form(self) -> dict[str, object]:
+    def form(self) -> dict[str, Any]:
         """What `models.build` is told, to make a network for these images."""
         return {"num_classes": self.num_classes, "in_channels": self.channels, "image_size": self.image_size}
 
