@@ -84,7 +84,7 @@ def test_no_key_stands_twice():
 @pytest.mark.parametrize(("key", "entry"), entries().items(), ids=entries())
 def test_entry_says_who_what_when_and_where(key, entry):
     assert {"author", "title", "year"} <= set(entry)
-    assert {"booktitle", "journal", "howpublished", "note", "eprint"} & set(entry)
+    assert {"booktitle", "journal", "howpublished", "publisher", "note", "eprint"} & set(entry)
     assert re.search(rf"{entry['year']}", key), f"{key} appeared in {entry['year']}"
 
 
