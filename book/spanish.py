@@ -65,8 +65,9 @@ def share(site: Path) -> None:
     for path in [path for path in own.rglob("*") if path.is_file() and _same(path, site / "_static", own)]:
         path.unlink()
     for page in (site / "es").rglob("*.html"):
+        text = page.read_text("utf-8").replace("/es/_static/", "/_static/")  # of whole addresses
         there = partial(_there, site, page)
-        page.write_text(re.sub(r'(?<=src=")[^":#?]+|(?<=href=")[^":#?]+', there, page.read_text("utf-8")), "utf-8")
+        page.write_text(re.sub(r'(?<=src=")[^":#?]+|(?<=href=")[^":#?]+', there, text), "utf-8")
 
 
 def _same(path: Path, static: Path, own: Path) -> bool:

@@ -237,4 +237,4 @@ def test_a_stored_run_is_replaced_after_success_and_keeps_its_reading(checkout, 
 def test_make_names_the_runs():
     """The recipe is one line; what it does is tested above."""
     recipe = (ROOT / "Makefile").read_text("utf-8").split("\nfull: ")[1].splitlines()[1]
-    assert recipe == "\t@$(BIN)/python book/full.py $(RUN)"
+    assert recipe == "\t@$(BIN)/python book/full.py $(if $(BUDGET),--budget $(BUDGET)) $(RUN)"

@@ -56,14 +56,16 @@ def english(link: addnodes.pending_xref, own: set[str]) -> str:
 
 
 def offer(app: Sphinx, page: str, template: str, context: dict, doctree: nodes.document | None) -> None:
-    """The other language, above a page that is in both."""
+    """The other language, above a page that is in both, and for search engines."""
     if page not in translated() or "body" not in context:
         return
-    other = "en" if app.config.language == "es" else "es"
+    other, book = "en" if app.config.language == "es" else "es", app.config.html_baseurl.removesuffix("es/")
     address = f"{ENGLISH}{page}.html" if other == "en" else f"../es/{page}.html"
     link = f'<a href="{address}" hreflang="{other}" lang="{other}">{NAMES[other]}</a>'
     context["body"] = f'<p class="language-switch">{link}</p>\n{context["body"]}'
-    context["metatags"] = f'{context["metatags"]}<link rel="alternate" hreflang="{other}" href="{address}"/>\n'
+    if book:
+        whole = f"{book}{'es/' * (other == 'es')}{page}.html"
+        context["metatags"] += f'\n<link rel="alternate" hreflang="{other}" href="{whole}"/>'
 
 
 def setup(app: Sphinx) -> dict:
