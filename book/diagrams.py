@@ -47,7 +47,7 @@ def stitching() -> Drawing:
     d.arrow(stitch, other[3])
     d.label(250, 22, "front: network 1 up to the layer, frozen")
     d.label(480, 235, "end: network 2 after the layer, frozen")
-    d.label(300, 112, "x", "strong")
+    d.label(346, 100, "x", "strong")
     return d
 
 

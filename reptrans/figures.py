@@ -199,8 +199,8 @@ def image_row(images: Tensor, most: int = 10) -> Axes:
 
     white = 1 if images.is_floating_point() else 255
     strip = make_grid(images[:most].cpu(), nrow=most, padding=2, pad_value=white)
-    width = min(len(images), most, WIDEST)
-    ax = _axes(width, width / strip.shape[2] * strip.shape[1])
+    count, (high, wide) = min(len(images), most), images.shape[2:]
+    ax = _axes(min(count, WIDEST), min(count, WIDEST) * high / (count * wide))
     ax.imshow(strip.clamp(0, white).movedim(0, -1).numpy(), interpolation="nearest")
     ax.set_axis_off()
     return ax
