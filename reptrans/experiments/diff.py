@@ -136,7 +136,7 @@ def natural(a: Side, b: Side, p: DiffRun) -> Pictures:
 
 
 def told(side: Side, rows: pd.DataFrame) -> list[str]:
-    """What A and B answer to each picture, to stand below it."""
+    """What A and B answer to each picture: the text below it."""
     known = dict(enumerate(side.data.classes))
     return [f"A {known.get(x, x)}\nB {known.get(y, y)}" for x, y in zip(rows["a"], rows["b"], strict=True)]
 
