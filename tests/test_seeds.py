@@ -32,7 +32,7 @@ def test_what_is_no_seed(door, seed):
         DOORS[door](seed)
 
 
-@pytest.mark.parametrize("door", set(DOORS) - {"drawing"})
+@pytest.mark.parametrize("door", [door for door in DOORS if door != "drawing"])
 def test_the_largest_seed(door):
     DOORS[door](2**63 - 2)
 
