@@ -83,7 +83,7 @@ def triviality(images: Tensor, reference: Tensor, baseline: Tensor | None = None
 
 
 def uniqueness_spread(images: Tensor) -> float:
-    """How unlike several results (k, c, h, w) for one image are: mean of E(x_i, x_j) over mean of var(x_j), i ≠ j.
+    """How different several results (k, c, h, w) for one image are: mean of E(x_i, x_j) over mean of var(x_j), i ≠ j.
 
     In [0, 1]: 0 for one and the same picture, 1 for unrelated ones, NaN for one result. A large spread at a small
     relative error D is a null space; with a large D the optimiser has failed, and the spread says nothing.
@@ -134,8 +134,8 @@ def cosine_to_others(activations: Tensor) -> Tensor:
 
 
 def _pair(images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    alike = len(images) == len(reference) or 1 in (len(images), len(reference))
-    if images.shape[1:] != reference.shape[1:] or not alike:
+    as_many = len(images) == len(reference) or 1 in (len(images), len(reference))
+    if images.shape[1:] != reference.shape[1:] or not as_many:
         raise ShapeMismatch(
             f"images {tuple(images.shape)} and references {tuple(reference.shape)} cannot be compared; both must be "
             "(n, channels, height, width), of one size."

@@ -120,8 +120,8 @@ def start_from(target: nn.Module, source: nn.Module, example: Tensor) -> list[st
     heads = [before_head(net, example)[1] for net in (target, source)]
     apart = {name for net in (target, source) for name, module in net.named_modules() if module in heads}
     own, theirs = target.state_dict(), source.state_dict()
-    alike = [name for name, value in own.items() if name in theirs and theirs[name].shape == value.shape]
-    fits = [name for name in alike if name.rpartition(".")[0] not in apart]
+    shared = [name for name, value in own.items() if name in theirs and theirs[name].shape == value.shape]
+    fits = [name for name in shared if name.rpartition(".")[0] not in apart]
     if not any(own[name].ndim > 1 for name in fits):
         raise BadValue("no layer of the target has a name and shape of the source's, so none can start from it.")
     target.load_state_dict({name: theirs[name] for name in fits}, strict=False)

@@ -73,5 +73,5 @@ def on_bright(net: nn.Module, images: Tensor, labels: Tensor, raw: Tensor) -> Te
 
 
 def evenness(weights: Tensor) -> Tensor:
-    """exp(entropy) / C of each row of shares (n, C): 1 where all channels weigh alike, 1 / C where one has it all."""
+    """exp(entropy) / C of each row of shares (n, C): 1 where all channels weigh the same, 1 / C for a single one."""
     return torch.special.entr(weights).sum(1).exp() / weights.shape[1]

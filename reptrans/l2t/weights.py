@@ -71,8 +71,8 @@ class Weights(nn.Module):
         """lambda (n, pairs), at least 0. `means`: (n, C) by source layer."""
         first = next(iter(means.values()))
         if not len(self.g):
-            alike = first.new_ones(len(self.pairs)) if self.free is None else F.softplus(10 * self.free)
-            return alike.expand(len(first), -1)
+            same = first.new_ones(len(self.pairs)) if self.free is None else F.softplus(10 * self.free)
+            return same.expand(len(first), -1)
         z = [means[s] / means[s].shape[1] if self.activation == "relu-avg" else means[s] for s, _ in self.pairs]
         raw = torch.cat([g(x) for g, x in zip(self.g, z, strict=True)], 1)
         return F.relu6(raw) if self.activation == "relu6" else F.relu(raw)

@@ -340,7 +340,7 @@ def check_layers(net: nn.Module, names: list[str]) -> None:
 
 
 def _short(name: str, known: list[str], most: int = 60) -> Iterator[str] | list[str]:
-    """A readable part of a long list: the outermost names and those that begin alike."""
+    """A readable part of a long list: the outermost names and those that begin the same way."""
     if len(known) <= most:
         return known
     stem = str(name).split(".")[0]

@@ -16,7 +16,7 @@ _ENDS = (0.0, 1.0)
 
 
 def interpolated(a: nn.Module, b: nn.Module, share: float = 0.5) -> nn.Module:
-    """A new network with (1 - share) θ_a + share θ_b, parameters and running statistics alike; counters are a's.
+    """A new network with (1 - share) θ_a + share θ_b, parameters and running statistics; counters are a's.
 
     `share` outside [0, 1] extrapolates the parameters alone: statistics are then those of the nearer network, for a
     variance could get negative, and a warning says so. Raises ShapeMismatch for two architectures, BadValue.

@@ -62,7 +62,7 @@ def procrustes(m: Moments, keep_spread: bool = False) -> AffineMap:
     """W = s Q with Q (semi-)orthogonal: Q = U Vᵀ from C_yx = U S Vᵀ,  s = trace(S) / trace(Q C_xx Qᵀ).
 
     The best rotation with scale for squared error where q ≥ p; for q < p no closed form of that is known, and Q is the
-    one of largest trace(Q C_xy), with the best scale for it. Centred and scaled, unlike the source's.
+    one of largest trace(Q C_xy), with the best scale for it. Centred and scaled, which the source's is not.
     That scale shrinks what cannot be predicted. `keep_spread` takes s² = trace(C_yy) / trace(Q C_xx Qᵀ) instead: the
     mapped activations vary as much as the end network's own, at the price of a larger squared error.
     """
@@ -90,8 +90,8 @@ def masked(m: Moments, mask: Tensor) -> AffineMap:
     mask = mask.cpu()
     weight, counts = torch.zeros(m.q, m.p, dtype=m.xx.dtype), mask.sum(1)
     for count in counts.unique().tolist():
-        alike = (counts == count).nonzero().flatten()
-        for rows in alike.split(max(1, _AT_ONCE // max(1, count) ** 2)):
+        equal = (counts == count).nonzero().flatten()
+        for rows in equal.split(max(1, _AT_ONCE // max(1, count) ** 2)):
             inputs = mask[rows].int().argsort(dim=1, descending=True, stable=True)[:, :count]
             xx, xy = m.xx[inputs[:, :, None], inputs[:, None, :]], m.xy[inputs, rows[:, None]]
             weight[rows[:, None], inputs] = _solve(xx, xy[:, :, None])[:, 0]

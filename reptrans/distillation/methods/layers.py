@@ -4,8 +4,8 @@
 
 X_t = P_t pooled(F_t) with a fixed random P_t, X_s = P_s pooled(F_s) + b with P_s and b trained; both of `dimension`.
 The choice: g_l(x) are the unit pooled features of layer l, mu_lc their mean over class c, and with unit vectors n(.)
-    G_l[c, c'] = n(mu_lc) . n(mu_lc'),   a_l = mean of |G_l| off its diagonal        (how alike are the classes?)
-    A[l, l'] = n(vec G_l) . n(vec G_l'),   b_l = mean of A[l, l'] over l' != l       (how alike are the layers?)
+    G_l[c, c'] = n(mu_lc) . n(mu_lc'),   a_l = mean of |G_l| off its diagonal        (how similar are the classes?)
+    A[l, l'] = n(vec G_l) . n(vec G_l'),   b_l = mean of A[l, l'] over l' != l       (how similar are the layers?)
 and the layers with the smallest a_l + b_l are taken, as many in the student as in the teacher, paired in depth's order.
 
 Position: chosen among all rectified layers. Connector: the two projections. One stage.

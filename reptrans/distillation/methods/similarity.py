@@ -1,4 +1,4 @@
-"""Similarity preserving: two images that activate the teacher alike activate the student alike.
+"""Similarity preserving: two images that activate the teacher similarly activate the student similarly.
 
     L = CE + gamma / b^2 || G_T - G_S ||^2_F,   G = rows of Q Q^T, each divided by its L2 norm,   Q (b, c h w)
 
