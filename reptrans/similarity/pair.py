@@ -190,6 +190,9 @@ def of_rows(
 
     of_two.prepare, of_two.combine, of_two.exchanged = prepare_one, combine, exchange
     of_two.refuse_examples = partial(refuse_examples, name, matrices)
+    x, y, *rest = signature.parameters.values()
+    shown = [side.replace(annotation=Tensor) for side in (x, y)]  # not what has been prepared of them
+    of_two.__signature__ = signature.replace(parameters=[*shown, *rest])
     return of_two
 
 
