@@ -145,7 +145,7 @@ def _paged(lines: list[str]) -> list[list[str]]:
 
 def _text_page(lines: list[str], title: str = "") -> tuple[Figure, float]:
     """The page, and where on it the text ends, as a share of its height."""
-    page = Figure(figsize=_PAPER)
+    page = Figure(figsize=_PAPER, layout="none")  # whatever layout the notebook has chosen for its figures
     top = 0.95
     if title:
         wrapped = textwrap.wrap(title, 45)

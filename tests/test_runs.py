@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from IPython.core.interactiveshell import InteractiveShell
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from pydantic import BaseModel
 from safetensors.torch import load_file
@@ -109,6 +110,14 @@ def test_figures_stand_on_the_first_pages_of_one_size(tmp_path):
     assert "curve" in {text.get_text() for text in pages[0].texts} and "tall" in {t.get_text() for t in pages[1].texts}
     long = list(report._first_pages("A try", ["line"] * 150, {"curve": image(figure())}))
     assert [len(page.axes) for page in long] == [0, 0, 1]
+
+
+def test_a_report_is_laid_out_whatever_the_figures_are(tmp_path):
+    """A warning of the layout would be an error here, and junk in a notebook's outputs."""
+    with rc_context({"figure.constrained_layout.use": True}), Run("try", {}, tmp_path) as run:
+        run.figure(figure(), "curve")
+        run.rows(pd.DataFrame({"a": [1.0]}))
+    assert pages(tmp_path / "report.pdf") > 1
 
 
 def test_the_same_parameters_come_back_to_the_same_folder(tmp_path, monkeypatch):
