@@ -137,7 +137,7 @@ def test_with_a_gpu_all_at_full_scale_are_made(checkout, gpu):
 
 
 def test_a_name_without_a_file(checkout):
-    with pytest.raises(UnknownName, match="book/parameters has no 'tiny_smal'. Did you mean 'tiny' or 'tiny_small'"):
+    with pytest.raises(UnknownName, match="book/parameters has no 'tiny_smal'. Did you mean 'tiny_small'"):
         FULL.chosen(["tiny_small", "tiny_smal"])
 
 
