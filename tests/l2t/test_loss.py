@@ -273,7 +273,8 @@ def test_vectors_match_vectors():
         ({"resize": "cubic"}, UnknownName, "there is no resizing 'cubic'. Possible: area, bilinear"),
         ({"like": "paper"}, UnknownName, "there is no preset like='paper'. Possible: authors"),
         ({"activation": "elu"}, UnknownName,
-         "there is no activation 'elu'. Did you mean 'relu' or 'relu-avg' or 'relu6'? Possible: relu6, relu, relu-avg, const"),
+         "there is no activation 'elu'. Did you mean 'relu' or 'relu-avg' or 'relu6'? Possible: relu6, relu, "
+         "relu-avg, const"),
         ({"initial": "ones"}, UnknownName, "there is no initial 'ones'. Possible: zero, random"),
         ({"beta": -1.0}, BadValue, "beta is -1.0; it must be a number from 0 on."),
     ],
