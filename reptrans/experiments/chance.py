@@ -9,13 +9,12 @@ from reptrans.bench import effect
 from reptrans.data import Dataset
 from reptrans.data.split import balanced
 from reptrans.errors import BadData, BadValue
-from reptrans.experiments.parameters import Exact, Names, Thousand, TrainingParameters, named
+from reptrans.experiments.parameters import Exact, Names, Orders, Thousand, TrainingParameters, named
 from reptrans.layers import cuttable_layers
 from reptrans.models import build
 from reptrans.notebook import names
 from reptrans.progress import progress
 from reptrans.similarity import MEASURES, Calibrated, Features, compare
-from reptrans.similarity.null import check_null
 
 SIZES = ("shallow, narrow", "shallow, wide", "deep, narrow", "deep, wide")
 VALUES = ("raw", "chance", "beyond chance")
@@ -39,20 +38,12 @@ class ChanceRun(TrainingParameters):
     features: str = "4,40,400"
     repeats: Thousand = 40
     side: int = Field(4, ge=1, le=50)
-    noise_orders: int = 59
+    noise_orders: Orders = 59
     models: Names = "cnn3_w8,cnn3_w32,cnn5_w8,cnn5_w32"
     images: int = Field(60, ge=20)
     layers: int = Field(6, ge=2)
-    orders: int = 200
+    orders: Orders = 200
     seeds: Thousand = Field(8, ge=3)
-
-    @field_validator("orders", "noise_orders")
-    @classmethod
-    def _is_enough(cls, number: int) -> int:
-        if not number:
-            raise BadValue("a null of 0 orders says nothing of chance. Give 20 or more.")
-        check_null(number, 0)
-        return number
 
     @field_validator("models")
     @classmethod

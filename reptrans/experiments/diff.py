@@ -13,14 +13,13 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from reptrans.errors import BadData, BadValue, ReptransError, ShapeMismatch, UnknownName
+from reptrans.errors import BadData, ReptransError, ShapeMismatch
 from reptrans.experiments.answers import by_class, by_factor, overall, same_classes, unlabelled
 from reptrans.experiments.insides import line, matches, similar, stitches, weights
-from reptrans.experiments.parameters import Exact, NotNegative, TrainingParameters
+from reptrans.experiments.parameters import Exact, NotNegative, Orders, TrainingParameters
 from reptrans.experiments.sides import Side
 from reptrans.inputs.metamers import differentiate
 from reptrans.similarity import MEASURES
-from reptrans.similarity.null import check_null
 
 RADIUS = 0.05  # root mean square over the values of an image, of the largest change that is made to it
 
@@ -47,7 +46,7 @@ class DiffRun(TrainingParameters):
     layers: int = Field(6, ge=1, le=200)
     test_images: NotNegative = 0
     images: int = Field(300, ge=20)
-    orders: int = 100
+    orders: Orders = 100
     fit_images: int = Field(500, ge=20)
     scored: int = Field(400, ge=20)
     pictures: int = Field(10, ge=1, le=30)
@@ -55,20 +54,10 @@ class DiffRun(TrainingParameters):
     planted: NotNegative = 1
     dtype: Exact = "auto"
 
-    @field_validator("orders")
-    @classmethod
-    def _is_enough(cls, number: int) -> int:
-        if not number:
-            raise BadValue("a null of 0 orders says nothing of chance. Give 20 or more.")
-        check_null(number, 0)
-        return number
-
     @field_validator("measure")
     @classmethod
     def _is_known(cls, name: str) -> str:
-        if name not in MEASURES:
-            raise UnknownName(f"there is no measure {name!r}. Possible: {', '.join(MEASURES)}")
-        return name
+        return MEASURES[name].name
 
     @property
     def precision(self) -> str:

@@ -16,6 +16,7 @@ from reptrans.models import build
 from reptrans.models.from_transformers import tokenizer_of
 from reptrans.notebook import Parameters, parts, some_names
 from reptrans.progress import stop_if_late
+from reptrans.similarity.null import check_null
 from reptrans.tensorfiles import load_tensors, save_tensors
 from reptrans.training import Plan, pick_device
 
@@ -41,6 +42,14 @@ def named(options: Callable[[], Iterable[str]] = lambda: (), what: str = "") -> 
     return Annotated[str, AfterValidator(check)]
 
 
+def _enough(number: int) -> int:
+    if not number:
+        raise BadValue("a null of 0 orders says nothing of chance. Give 20 or more.")
+    check_null(number, 0)
+    return number
+
+
+Orders = Annotated[int, AfterValidator(_enough)]  # of the examples, at random, for a null
 Names = named()
 Exact = Literal["auto", "float32", "float64"]
 Precision = Literal["auto", "float32", "float64", "bfloat16"]  # bfloat16 is for what has a use of autocast
