@@ -12,8 +12,8 @@ SMALL = {"measures": "linear_cka,mutual_knn,cca_mean", "features": "3,60", "repe
          "train_epochs": 1}  # fmt: skip
 
 
-def test_false_alarms_are_shares_and_nothing_is_said_where_a_measure_refuses():
-    rows = false_alarms(ChanceRun(**SMALL)).set_index(["measure", "features"])
+def test_false_alarms_are_shares_and_nothing_is_said_where_a_measure_refuses(tmp_path):
+    rows = false_alarms(ChanceRun(**SMALL), tmp_path.joinpath).set_index(["measure", "features"])
     assert rows["d / n"].to_list() == [3 / 40, 60 / 40] * 3
     assert rows.loc[("cca_mean", 60), ["alone", "searched"]].isna().all()
     others = rows.drop(("cca_mean", 60))
@@ -21,12 +21,19 @@ def test_false_alarms_are_shares_and_nothing_is_said_where_a_measure_refuses():
     assert (others["searched"] * 12).round(9).isin(range(13)).all()
 
 
+def test_finished_lines_of_noise_are_kept(tmp_path, monkeypatch):
+    p = ChanceRun(**SMALL)
+    rows = false_alarms(p, tmp_path.joinpath)
+    monkeypatch.setattr("reptrans.experiments.chance.compare", None)  # nothing is compared again
+    pd.testing.assert_frame_equal(false_alarms(p, tmp_path.joinpath), rows)
+
+
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REPTRANS_DATA", str(tmp_path_factory.mktemp("chance")))
         p = ChanceRun(**SMALL | {"measures": "linear_cka,procrustes_angular"})
-        yield growth(p, p.load())
+        yield growth(p, p.load(), tmp_path_factory.mktemp("kept").joinpath)
 
 
 def test_growth_has_a_row_for_each_size_pair_and_measure(rows):
@@ -50,7 +57,7 @@ def test_what_width_and_depth_add():
     assert np.allclose(table.loc[("width", "chance"), ["added", "low", "high"]].astype(float), 0)
 
 
-def test_what_does_not_fit_is_refused():
+def test_what_does_not_fit_is_refused(tmp_path):
     for change, error, message in (
         ({"models": "cnn3_w2,cnn3_w4"}, BadValue, "models are four names"),
         ({"features": "3,many"}, BadValue, "features are whole numbers from 1 on"),
@@ -62,4 +69,4 @@ def test_what_does_not_fit_is_refused():
             ChanceRun(**SMALL | change)
     p = ChanceRun(**SMALL | {"models": "cnn3_w2,cnn3_w4,cnn5_w2,nothing"})
     with pytest.raises(UnknownName, match="nothing"):
-        growth(p, p.load())
+        growth(p, p.load(), tmp_path.joinpath)

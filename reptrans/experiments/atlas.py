@@ -15,7 +15,7 @@ from reptrans.errors import BadValue, UnknownName, suggest
 from reptrans.experiments.autoencoding import AutoencodingRun, autoencode
 from reptrans.experiments.distillation import DistillationRun, Options, make_method
 from reptrans.experiments.l2t import L2TRun, train_one
-from reptrans.experiments.parameters import DatasetParameters, Names, Positive, piece
+from reptrans.experiments.parameters import DatasetParameters, Keep, Names, Positive, piece
 from reptrans.experiments.similarity import LayersCompared, each_pair, rehearse, same_layers
 from reptrans.experiments.stitching import StitchingRun, layer_pairs, network_pairs, stitch_networks
 from reptrans.l2t import Matching
@@ -114,8 +114,6 @@ class AtlasRun(LayersCompared):
 FEWEST_LAYERS = 4
 _STITCHED = {"least squares": "", "task loss": ", trained"}
 _STUDENTS = 10_000  # their seeds begin here, so that none has the weights of a teacher, which may be of the same kind
-
-Keep = Callable[[str], Path]
 
 
 def atlas(p: AtlasRun, dataset: Dataset, keep: Keep) -> pd.DataFrame:

@@ -1,5 +1,7 @@
 """The experiment of the notebook on chance: does noise pass for similar, and does similarity grow with the networks?"""
 
+import math
+
 import numpy as np
 import pandas as pd
 import torch
@@ -9,7 +11,7 @@ from reptrans.bench import effect
 from reptrans.data import Dataset
 from reptrans.data.split import balanced
 from reptrans.errors import BadData, BadValue
-from reptrans.experiments.parameters import Exact, Names, Orders, Thousand, TrainingParameters, named
+from reptrans.experiments.parameters import Exact, Keep, Names, Orders, Thousand, TrainingParameters, named, piece
 from reptrans.layers import cuttable_layers
 from reptrans.models import build
 from reptrans.notebook import names
@@ -69,24 +71,29 @@ def kind_of(measure: str) -> str:
     return "neighbourhood" if measure in _LOCAL else "global"
 
 
-def false_alarms(p: ChanceRun) -> pd.DataFrame:
+def false_alarms(p: ChanceRun, keep: Keep) -> pd.DataFrame:
     """How often noise that shares nothing is beyond chance: rows of measure, features, d / n, alone, searched.
 
     "alone": the share of pairs of layers with p of at most LEVEL; "searched": the share of maps with any pair beyond
     chance at that level for the whole map. Both are to be LEVEL. NaN where the measure refuses so many features.
+    `keep(name)` gives a path: every finished line is stored there, and an interrupted run goes on.
     """
-    rows = []
-    for measure in progress(p.chosen, "noise"):
-        for f in map(int, names(p.features)):
-            try:
-                maps = [_noise_map(p, measure, f, repeat) for repeat in range(p.repeats)]
-            except BadData:  # of more features than examples, which the measure says at its door
-                rows.append((measure, f, f / p.examples, np.nan, np.nan))
-                continue
-            alone = np.mean([(m.p <= LEVEL).to_numpy().mean() for m in maps])
-            searched = np.mean([m.beyond(LEVEL).to_numpy().any() for m in maps])
-            rows.append((measure, f, f / p.examples, alone, searched))
-    return pd.DataFrame(rows, columns=["measure", "features", "d / n", "alone", "searched"])
+    asked = [(measure, f) for measure in p.chosen for f in map(int, names(p.features))]
+    rows = [
+        piece(keep(f"noise-{measure}-{f}.safetensors"), _alarms, p, measure, f)
+        for measure, f in progress(asked, "noise")
+    ]
+    return pd.DataFrame(rows)
+
+
+def _alarms(p: ChanceRun, measure: str, f: int) -> dict[str, str | float]:
+    try:
+        maps = [_noise_map(p, measure, f, repeat) for repeat in range(p.repeats)]
+        alone = float(np.mean([(m.p <= LEVEL).to_numpy().mean() for m in maps]))
+        searched = float(np.mean([m.beyond(LEVEL).to_numpy().any() for m in maps]))
+    except BadData:  # of more features than examples, which the measure says at its door
+        alone = searched = math.nan
+    return {"measure": measure, "features": f, "d / n": f / p.examples, "alone": alone, "searched": searched}
 
 
 def _noise_map(p: ChanceRun, measure: str, features: int, repeat: int) -> Calibrated:
@@ -98,13 +105,13 @@ def _noise_map(p: ChanceRun, measure: str, features: int, repeat: int) -> Calibr
     return compare(a, b, measure=measure, null=p.noise_orders, seed=repeat)
 
 
-def growth(p: ChanceRun, dataset: Dataset) -> pd.DataFrame:
+def growth(p: ChanceRun, dataset: Dataset, keep: Keep) -> pd.DataFrame:
     """The most similar pair of layers by size of the networks: rows of size, seed, measure, raw, chance, beyond chance.
 
     Networks i and i + 1 of a size, averaged over places. "raw" is the largest value over all pairs of layers (the
     smallest distance, negated), "chance" the mean of the largest of each order of the images, "beyond chance" the
-    effect of the one above the other, so that the search over layers is in both. What does not fit is raised before
-    anything is trained.
+    effect of the one above the other, so that the search over layers is in both. Finished pairs are stored at
+    `keep(name)`. What does not fit is raised before anything is trained.
     """
     for model in names(p.models):
         build(model, **dataset.form)
@@ -112,11 +119,19 @@ def growth(p: ChanceRun, dataset: Dataset) -> pd.DataFrame:
     for size, model in zip(SIZES, progress(names(p.models), "networks"), strict=True):
         sides = [_seen(p, dataset, model, seed) for seed in range(p.seeds)]
         for seed, (a, b) in enumerate(zip(sides, sides[1:] + sides[:1], strict=True)):
-            for measure in p.chosen:
-                found = compare(a, b, measure=measure, null=p.orders).best
-                sign = 1 if MEASURES[measure].higher_is_better else -1
-                rows.append((size, seed, measure, sign * found["value"], sign * found["mean"], found["effect"]))
-    return pd.DataFrame(rows, columns=["size", "seed", "measure", *VALUES])
+            most = piece(keep(f"{model}-s{seed}.safetensors"), _most_similar, p, a, b)
+            rows += [{"size": size, "seed": seed} | row for row in most]
+    return pd.DataFrame(rows)
+
+
+def _most_similar(p: ChanceRun, a: Features, b: Features) -> list[dict[str, str | float]]:
+    rows = []
+    for measure in p.chosen:
+        found = compare(a, b, measure=measure, null=p.orders).best
+        sign = 1 if MEASURES[measure].higher_is_better else -1
+        values = (sign * found["value"], sign * found["mean"], found["effect"])
+        rows.append({"measure": measure} | dict(zip(VALUES, values, strict=True)))
+    return rows
 
 
 def _seen(p: ChanceRun, dataset: Dataset, model: str, seed: int) -> Features:

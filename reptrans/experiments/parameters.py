@@ -209,6 +209,9 @@ class Tried(Parameters):
         return self
 
 
+Keep = Callable[[str], Path]  # a name, to the path of what is kept under it
+
+
 def piece(path: Path, make: Callable[..., object], *given) -> object:
     """What was stored at `path`, or else what `make(*given)` gives, stored there: so an interrupted run goes on.
 

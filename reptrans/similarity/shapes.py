@@ -74,7 +74,12 @@ def soft_correlation_match(pair: Pair) -> Tensor:
     return (correlation.amax(-2).mean(-1) + correlation.amax(-1).mean(-1)) / 2
 
 
-@of_rows(directed=True)
+def _own_space(x: Tensor) -> Tensor:
+    """The rows (n, p) turned into the space that they span, (n, min(n, p)): no rotation is lost."""
+    return x if x.shape[1] <= len(x) else torch.linalg.qr(x.T).R.T
+
+
+@of_rows(prepare=_own_space, directed=True)
 def aligned_cosine(x: Tensor, y: Tensor) -> Tensor:
     """Mean cosine of corresponding rows after the best rotation of x (n, p) to y (n, q), not centred.
 
