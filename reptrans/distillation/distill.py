@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from reptrans.data import Batch, Dataset, Loader
-from reptrans.distillation.losses import Losses, look, moving, resolve
+from reptrans.distillation.losses import Losses, Stacked, Together, look, moving, resolve
 from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.distillation.methods import METHODS
-from reptrans.distillation.together import Stacked, Together
 from reptrans.errors import BadValue, ShapeMismatch
 from reptrans.matching import Teacher, check_taps
 from reptrans.randomness import drawing

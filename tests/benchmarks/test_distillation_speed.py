@@ -17,7 +17,7 @@ from reptrans.data import Loader, Split
 from reptrans.distillation.distill import Member, distill, distill_together
 from reptrans.distillation.method import Pair
 from reptrans.distillation.methods import METHODS
-from reptrans.distillation.methods.selectivity import mmd
+from reptrans.distillation.methods.layers import mmd
 from reptrans.matching import Teacher, unit_channels
 from reptrans.models import build
 from reptrans.training import Plan

@@ -8,7 +8,7 @@ from torch import nn
 
 from reptrans.distillation.distill import distill
 from reptrans.distillation.method import Method
-from reptrans.distillation.methods.boundaries import ab, active, boundary
+from reptrans.distillation.methods.values import ab, active, boundary
 from reptrans.errors import BadValue, ShapeMismatch, UnknownName
 from reptrans.matching import CrossEntropy, Seen, conv1x1_bn, if_needed, tapped
 from reptrans.training import Plan

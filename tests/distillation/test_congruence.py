@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reptrans.distillation.distill import distill
-from reptrans.distillation.methods.congruence import cc, correlations
+from reptrans.distillation.methods.relations import cc, correlations
 from reptrans.errors import BadValue
 from reptrans.training import Plan
 

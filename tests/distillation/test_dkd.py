@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from reptrans.distillation.distill import distill
-from reptrans.distillation.methods.dkd import apart, dkd, label_or_not, others, rising
+from reptrans.distillation.methods.answers import apart, dkd, label_or_not, others, rising
 from reptrans.errors import BadValue, ShapeMismatch
 from reptrans.matching import softened_kl
 from reptrans.training import Plan

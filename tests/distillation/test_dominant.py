@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from reptrans.distillation.distill import distill
 from reptrans.distillation.method import Method
-from reptrans.distillation.methods.dominant import dk2, dominant, rank_one, with_dominant
+from reptrans.distillation.methods.values import dk2, dominant, rank_one, with_dominant
 from reptrans.errors import BadValue, UnknownName
 from reptrans.matching import soft_cross_entropy
 from reptrans.models import build

@@ -8,7 +8,7 @@ from torch import nn
 
 from reptrans.distillation.distill import distill
 from reptrans.distillation.method import Method
-from reptrans.distillation.methods.factor import (
+from reptrans.distillation.methods.translated import (
     Paraphraser,
     encoder,
     factor_distance,

@@ -7,8 +7,7 @@ import torch
 from reptrans.distillation.distill import distill
 from reptrans.distillation.losses import resolve
 from reptrans.distillation.method import Pair
-from reptrans.distillation.methods.factor import factor_distance
-from reptrans.distillation.methods.feed import feed
+from reptrans.distillation.methods.translated import factor_distance, feed
 from reptrans.errors import BadValue, UnknownName
 from reptrans.matching import Teacher, tapped
 from reptrans.models import build

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from reptrans.distillation.distill import distill
-from reptrans.distillation.methods.fitnets import fitnets, regressor
+from reptrans.distillation.methods.values import fitnets, regressor
 from reptrans.errors import ShapeMismatch, UnknownName
 from reptrans.matching import Seen, half_l2
 from reptrans.training import Plan

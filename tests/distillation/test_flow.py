@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from reptrans.distillation.distill import distill
-from reptrans.distillation.methods.flow import connected_gram, fsp, gram, squared_frobenius
+from reptrans.distillation.methods.layers import connected_gram, fsp, gram, squared_frobenius
 from reptrans.errors import ShapeMismatch
 from reptrans.matching import Seen
 from reptrans.training import Plan

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from reptrans.distillation.distill import distill
-from reptrans.distillation.methods.information import mean_surprise, predicted, surprise, vid
+from reptrans.distillation.methods.translated import mean_surprise, predicted, surprise, vid
 from reptrans.errors import BadValue, ShapeMismatch, UnknownName
 from reptrans.matching import Seen
 from reptrans.training import Plan

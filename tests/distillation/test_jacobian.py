@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from reptrans.distillation.distill import distill
-from reptrans.distillation.methods.jacobian import jacobian
+from reptrans.distillation.methods.attention import jacobian
 from reptrans.matching import l2, tapped, unit
 from reptrans.training import Plan
 

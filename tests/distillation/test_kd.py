@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from reptrans.distillation.methods.kd import kd, logits, plain
+from reptrans.distillation.methods.answers import kd, logits, plain
 from reptrans.matching import CrossEntropy, softened_kl
 
 

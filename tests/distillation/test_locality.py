@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from reptrans.distillation.distill import distill
-from reptrans.distillation.methods.locality import lp, neighbour_weights, pair_distances, weighted_mean
+from reptrans.distillation.methods.relations import lp, neighbour_weights, pair_distances, weighted_mean
 from reptrans.errors import BadValue
 from reptrans.training import Plan
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from reptrans.distillation.distill import distill
-from reptrans.distillation.methods.overhaul import (
+from reptrans.distillation.methods.values import (
     MarginReLU,
     margin_of,
     margin_relu,

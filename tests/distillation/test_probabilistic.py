@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from reptrans.distillation.distill import distill
-from reptrans.distillation.methods.probabilistic import divergence, mean_divergence, neighbours, pkt
+from reptrans.distillation.methods.relations import divergence, mean_divergence, neighbours, pkt
 from reptrans.errors import BadValue, UnknownName
 from reptrans.training import Plan
 

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from reptrans.distillation.distill import distill
-from reptrans.distillation.methods.review import Review, hierarchical_context, levels, review, reviewed
+from reptrans.distillation.methods.translated import Review, hierarchical_context, levels, review, reviewed
 from reptrans.errors import ShapeMismatch
 from reptrans.matching import Seen
 from reptrans.training import Plan

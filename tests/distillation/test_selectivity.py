@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from reptrans.distillation.methods.selectivity import mmd, nst
+from reptrans.distillation.methods.layers import mmd, nst
 from reptrans.errors import ShapeMismatch, UnknownName
 from reptrans.matching import unit_channels
 

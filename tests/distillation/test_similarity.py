@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from reptrans.distillation.methods.similarity import similarities, sp
+from reptrans.distillation.methods.relations import similarities, sp
 
 STORED = load_file(Path(__file__).parent.parent / "reference/distillation_batches.safetensors")
 DRAW = torch.Generator().manual_seed(0)

@@ -6,7 +6,7 @@ import torch
 from reptrans.distillation.distill import distill
 from reptrans.distillation.losses import moving, resolve
 from reptrans.distillation.method import Method
-from reptrans.distillation.methods.stagewise import sskd
+from reptrans.distillation.methods.values import sskd
 from reptrans.matching import CrossEntropy
 from reptrans.training import Plan
 

@@ -1,56 +1,34 @@
 """All methods by name, in the survey's order, then those that benchmark tables have beside it.
 
-Each is a function from a `Pair` to a `Method`. A new method is a line here, its file and its test.
+Each is a function from a `Pair` to a `Method`. A new method is a line here, its function and its test.
 """
 
-from reptrans.distillation.methods import (
-    attention,
-    boundaries,
-    congruence,
-    dkd,
-    dominant,
-    factor,
-    feed,
-    fitnets,
-    flow,
-    information,
-    jacobian,
-    kd,
-    layers,
-    locality,
-    overhaul,
-    probabilistic,
-    relations,
-    review,
-    selectivity,
-    similarity,
-    stagewise,
-)
+from reptrans.distillation.methods import answers, attention, layers, relations, translated, values
 from reptrans.errors import Table, own_arguments
 
 _METHODS = {
-    "plain": kd.plain,
-    "kd": kd.kd,
-    "ofd": overhaul.ofd,
-    "sskd": stagewise.sskd,
-    "lp": locality.lp,
-    "nst": selectivity.nst,
-    "fitnets": fitnets.fitnets,
+    "plain": answers.plain,
+    "kd": answers.kd,
+    "ofd": values.ofd,
+    "sskd": values.sskd,
+    "lp": relations.lp,
+    "nst": layers.nst,
+    "fitnets": values.fitnets,
     "at": attention.at,
     "at_gradient": attention.at_gradient,
-    "ft": factor.ft,
+    "ft": translated.ft,
     "lsl": layers.lsl,
-    "fsp": flow.fsp,
-    "pkt": probabilistic.pkt,
-    "ab": boundaries.ab,
-    "jacobian": jacobian.jacobian,
-    "dk2": dominant.dk2,
-    "feed": feed.feed,
-    "sp": similarity.sp,
+    "fsp": layers.fsp,
+    "pkt": relations.pkt,
+    "ab": values.ab,
+    "jacobian": attention.jacobian,
+    "dk2": values.dk2,
+    "feed": translated.feed,
+    "sp": relations.sp,
     "rkd": relations.rkd,
-    "cc": congruence.cc,
-    "vid": information.vid,
-    "dkd": dkd.dkd,
-    "review": review.review,
+    "cc": relations.cc,
+    "vid": translated.vid,
+    "dkd": answers.dkd,
+    "review": translated.review,
 }
 METHODS = Table("method of distillation", {name: own_arguments(make) for name, make in _METHODS.items()})

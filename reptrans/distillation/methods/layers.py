@@ -1,38 +1,212 @@
-"""Layer-level distillation: pairs of layers are chosen by their Gram matrices, and aligned in a common vector space.
-
-    L = CE + weight sum_k || X_t^k - X_s^k ||_2      (not squared; mean over images),   X = P pooled(F)
-
-X_t = P_t pooled(F_t) with a fixed random P_t, X_s = P_s pooled(F_s) + b with P_s and b trained; both of `dimension`.
-The choice: g_l(x) are the unit pooled features of layer l, mu_lc their mean over class c, and with unit vectors n(.)
-    G_l[c, c'] = n(mu_lc) . n(mu_lc'),   a_l = mean of |G_l| off its diagonal        (how similar are the classes?)
-    A[l, l'] = n(vec G_l) . n(vec G_l'),   b_l = mean of A[l, l'] over l' != l       (how similar are the layers?)
-and the layers with the smallest a_l + b_l are taken, as many in the student as in the teacher, paired in depth's order.
-
-Position: chosen among all rectified layers. Connector: the two projections. One stage.
-Source: Li et al. 2019 (Applied Sciences 9:1966). A reconstruction: its public text names projection, alignment, an
-inter-class and an inter-layer Gram matrix, not their formulas, and there is no code; `pairs`, `dimension`, `weight` are
-ours. Projection and alignment layer are one map here, as the product of two linear maps is linear; the teacher's is
-fixed, for if both are trained X_t = X_s = 0 is a solution. The student's layers are chosen as it is given: train it for
-a few epochs before, or the choice is among random layers. Common errors: "Hessian" for Gram; a squared norm.
-"""
+"""Methods that compare the channels of a layer as a set, the flow between layers, and layers chosen by their Grams."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from reptrans.distillation.method import Method, Pair, Stage
-from reptrans.errors import BadValue, ShapeMismatch
-from reptrans.matching import CrossEntropy, Learned, Match, Seen, Teacher, norm_l2, unit, whole
+from reptrans.errors import BadValue, ShapeMismatch, choose
+from reptrans.matching import (
+    CrossEntropy,
+    Distance,
+    Learned,
+    Match,
+    Seen,
+    Teacher,
+    affine,
+    l2,
+    norm_l2,
+    unit,
+    unit_channels,
+    whole,
+)
 from reptrans.randomness import generator_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+WEIGHTS = {"linear": 50.0, "polynomial": 50.0, "gaussian": 100.0}
+
+
+def nst(pair: Pair, *, kernel: str = "polynomial", weight: float | None = None, everywhere: bool = False) -> Method:
+    """Neuron selectivity transfer: the student's channels, as a set of spatial maps, are distributed as the teacher's.
+
+    With p^i = t^i / ||t^i||, the c_t unit channel maps of one image (each of h*w numbers), and q^j those of the
+    student:
+
+        L = CE + weight / 2 * MMD^2,
+        MMD^2 = mean_ii' k(p^i, p^i') + mean_jj' k(q^j, q^j') - 2 mean_ij k(p^i, q^j)     (biased; mean over images)
+
+    with k(x, y) = x.y ("linear"), (x.y + c)^d ("polynomial"), exp(-||x - y||^2 / (2 sigma^2)) ("gaussian", sigma^2 the
+    mean squared distance of the image's teacher-student pairs, held constant).
+    Position: the end of the last group. No connector: numbers of channels may differ, sides are averaged to the
+    smaller.
+    Source: Huang and Wang 2017. Deviations: positions after ReLU, where the authors' ImageNet code takes the batch norm
+    before it. Common errors: samples taken across channels in place of maps; the missing square of the MMD and factor 2
+    of the cross term; a bare norm, which a silent channel turns into NaN.
+
+    The method; `weight` defaults to the paper's, 50 (gaussian: 100). `everywhere`: at the end of every group.
+
+    Raises UnknownName for a kernel that does not exist.
+    """
+    distance = mmd(kernel)
+    scale = (WEIGHTS[kernel] if weight is None else weight) / 2
+    groups = pair.groups if everywhere else pair.groups[-1:]
+    matches = [Match(t, s, distance, unit_channels, unit_channels, scale, resize=True) for t, s in groups]
+    return Method(
+        "nst", [Stage([CrossEntropy(), *matches])], entry=6, scale_free=True, paper="huang2017",
+        loses="which channel it is, and its strength",
+    )  # fmt: skip
+
+
+def mmd(kernel: str = "polynomial", *, degree: int = 2, offset: float = 0.0) -> Distance:
+    """The biased squared MMD of two sets of samples (n, c_t, d) and (n, c_s, d), mean over images, at least 0.
+
+    Matrix products of the samples give every kernel's values, so no tensor of c_t * c_s * d numbers is made; and for
+    "linear", and "polynomial" with degree 2 and offset 0, which are distances of means and of second moments, sums that
+    are squares and so never below 0 by rounding. Raises UnknownName, ShapeMismatch.
+    """
+    choose(kernel, WEIGHTS, "there is no kernel {}")
+
+    def distance(teacher: Tensor, student: Tensor) -> Tensor:
+        p, q = teacher.detach(), student
+        if p.shape[2] != q.shape[2]:
+            raise ShapeMismatch(
+                f"the teacher's maps have {p.shape[2]} positions and the student's {q.shape[2]}; samples of one set "
+                "need the other's size. Give the match resize=True, or take layers of equal size."
+            )
+        if kernel == "linear":
+            return (p.mean(1) - q.mean(1)).square().sum(1).mean()
+        if kernel == "gaussian":
+            return _gaussian(p, q).mean()
+        if (degree, offset) == (2, 0) and p.shape[2] <= 2 * max(p.shape[1], q.shape[1]):
+            return (_moment(p) - _moment(q)).square().sum((1, 2)).mean()
+        pp, qq, pq = ((a @ b.mT + offset).pow(degree).mean((1, 2)) for a, b in ((p, p), (q, q), (p, q)))
+        return (pp + qq - 2 * pq).mean()
+
+    distance.label = f"MMD² ({kernel})"
+    return distance
+
+
+def _moment(x: Tensor) -> Tensor:
+    """The second moment (n, d, d) of the samples (n, c, d)."""
+    return x.mT @ x / x.shape[1]
+
+
+def _gaussian(p: Tensor, q: Tensor) -> Tensor:
+    across = _squared_distances(p, q)
+    # Where all maps are the same there is no width to speak of, and every kernel value is 1.
+    width = 2 * across.detach().mean((1, 2), keepdim=True).clamp_min(torch.finfo(p.dtype).tiny)
+    within = _squared_distances(p, p), _squared_distances(q, q)
+    pp, qq, pq = (torch.exp(-d / width).mean((1, 2)) for d in (*within, across))
+    return pp + qq - 2 * pq
+
+
+def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    squares = x.square().sum(2)[:, :, None] + y.square().sum(2)[:, None] - 2 * x @ y.mT
+    return squares.clamp_min(0)
+
+
+def fsp(pair: Pair, *, connector: bool = True, share: float = 0.3, lr: float = 1e-3) -> Method:
+    """Flow of the solution procedure (FSP): the student first learns how the teacher's features change in between.
+
+        stage 1: L_FSP = sum_k || G_k^T - G_k^S ||^2_F   (mean over images),
+                 G[i, j] = 1/(h w) sum_hw F1[i, h, w] F2[j, h, w], an (m, n) matrix of the channels of two layers
+        stage 2: CE
+
+    Position: the first and the last activation of every group; of two maps the larger is max-pooled to the smaller.
+    Maps of the two networks may differ in size, but must not in channels.
+    Connector: an extension that the paper does not have: where channels differ, and only there, a 1x1 convolution takes
+    the student's to the teacher's; `connector=False` refuses such students. It is left behind after stage 1.
+    Source: Yim et al. 2017, who published no code. Deviations: `share` of the epochs is ours.
+    Common errors: F1[i] F2[i], a vector in place of a matrix; norms of columns that are not squared, or squared twice;
+    a weight on stage 2, where nothing is left to weigh; Grams of adjacent groups, average-pooled and divided by m n, as
+    in the code of Tian et al. 2020.
+
+    The method; stage 1 adds `share` of the epochs at the paper's rate `lr`.
+
+    Raises ShapeMismatch, where channels differ and there is no connector.
+    """
+    matches = [
+        Match((t1, t2), (s1, s2), squared_frobenius, gram, connected_gram() if connector else gram)
+        for (t1, s1), (t2, s2) in zip(pair.starts, pair.groups, strict=True)
+    ]
+    stages = [Stage(matches, "reached", share, plan={"lr": lr}), Stage([CrossEntropy()])]
+    return Method("fsp", stages, entry=11, paper="yim2017", loses="places")
+
+
+def gram(first: Tensor, second: Tensor) -> Tensor:
+    """G of maps (n, m, h, w) and (n, c, h', w'), (n, m, c)."""
+    if first.ndim != 4 or second.ndim != 4:
+        shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
+        raise ShapeMismatch(f"an FSP matrix is of two maps (n, c, h, w), but the layers give {shapes}.")
+    size = tuple(min(a, b) for a, b in zip(first.shape[2:], second.shape[2:], strict=True))
+    a, b = (x if x.shape[2:] == size else F.adaptive_max_pool2d(x, size) for x in (first, second))
+    return a.flatten(2) @ b.flatten(2).mT / (size[0] * size[1])
+
+
+def connected_gram() -> Learned:
+    """G of the student's two maps, each after a 1x1 convolution to the teacher's channels, where it has others."""
+
+    def make(seen: Seen) -> nn.Module:
+        sides = zip(seen.student, seen.teacher, strict=True)
+        layers = (nn.Identity() if s.shape[1] == t.shape[1] else affine(s, t.shape[1]) for s, t in sides)
+        return ConnectedGram(*layers)
+
+    return Learned(make, f"{gram.label}, after 1x1 convs where channels differ")
+
+
+class ConnectedGram(nn.Module):
+    """The FSP matrix of two maps that are each mapped first."""
+
+    def __init__(self, first: nn.Module, second: nn.Module):
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        return gram(self.first(first), self.second(second))
+
+
+def squared_frobenius(teacher: Tensor, student: Tensor) -> Tensor:
+    """||G^T - G^S||^2_F of each image, mean over images; both (n, m, c). Raises ShapeMismatch."""
+    if teacher.shape != student.shape:
+        raise ShapeMismatch(
+            f"the teacher's two layers have {teacher.shape[1]} and {teacher.shape[2]} channels and the student's "
+            f"{student.shape[1]} and {student.shape[2]}, so their FSP matrices cannot be compared. Take a student of "
+            "equal widths, or give it a connector, fsp(pair, connector=True)."
+        )
+    return l2(teacher, student)
+
+
+gram.label, squared_frobenius.label = "Gram of two layers, max-pooled", "squared Frobenius"
+
+
 def lsl(pair: Pair, *, pairs: int = 2, dimension: int = 64, weight: float = 1.0, seed: int = 0) -> Method:
-    """The method at as many `pairs` of layers, found by one pass of both networks over the training images.
+    """Layer-level distillation: pairs of layers are chosen by Gram matrices, and aligned in a common vector space.
+
+        L = CE + weight sum_k || X_t^k - X_s^k ||_2      (not squared; mean over images),   X = P pooled(F)
+
+    X_t = P_t pooled(F_t) with a fixed random P_t, X_s = P_s pooled(F_s) + b with P_s and b trained; both of
+    `dimension`. The choice: g_l(x) are the unit pooled features of layer l, mu_lc their mean over class c, and with
+    unit vectors n(.)
+        G_l[c, c'] = n(mu_lc) . n(mu_lc'),   a_l = mean of |G_l| off its diagonal        (how similar are the classes?)
+        A[l, l'] = n(vec G_l) . n(vec G_l'),   b_l = mean of A[l, l'] over l' != l       (how similar are the layers?)
+    and the layers with the smallest a_l + b_l are taken, as many in the student as in the teacher, paired in depth's
+    order.
+
+    Position: chosen among all rectified layers. Connector: the two projections. One stage.
+    Source: Li et al. 2019 (Applied Sciences 9:1966). A reconstruction: its public text names projection, alignment, an
+    inter-class and an inter-layer Gram matrix, not their formulas, and there is no code; `pairs`, `dimension`, `weight`
+    are ours. Projection and alignment layer are one map here, as the product of two linear maps is linear; the
+    teacher's is fixed, for if both are trained X_t = X_s = 0 is a solution. The student's layers are chosen as it is
+    given: train it for a few epochs before, or the choice is among random layers. Common errors: "Hessian" for Gram; a
+    squared norm.
+
+    The method at as many `pairs` of layers, found by one pass of both networks over the training images.
 
     `seed`: of the teacher's projections. Raises BadValue, where a network has fewer rectified layers.
     """

@@ -1,17 +1,4 @@
-"""Decoupled knowledge distillation: what is said of the right class, and of the others among themselves, weighed apart.
-
-    L = CE + w(p) T^2 [ alpha KL(b_t || b_s) + beta KL(q_t || q_s) ],   w(p) = min(1, p / warmup)
-
-b = (p_y, 1 - p_y) are the softened probabilities of the label y and of all else (TCKD), q those of the other classes
-alone, which sum to 1 (NCKD). Plain distillation is KL(p_t || p_s) = KL(b_t || b_s) + (1 - p_y of the teacher) KL(q_t ||
-q_s): its second part is all but silent where the teacher is sure. p is the share of the training that is done.
-Position: the logits, and the labels. No connector. One stage.
-Source: Zhao et al. 2022, authors' code: alpha = 1, T = 4, beta = 8 by default, 6 for WRN-40-2 to WRN-16-2 and VGG-13 to
-VGG-8, 2 for ResNet-56 to ResNet-20; 20 of 240 epochs of warm-up. Deviations: the weight rises with every step, there
-with every epoch.
-Common errors: q of all classes with the label's logit at 0, which is no small logit; p_y of the student as the factor
-of NCKD; beta as large as 8 without warm-up.
-"""
+"""Methods that compare what the networks answer; and plain training, what everything else is compared with."""
 
 from collections.abc import Callable
 
@@ -24,10 +11,54 @@ from reptrans.matching import CrossEntropy, Distance, Match, above_0, label, sof
 from reptrans.matching.match import Weight
 
 
+def plain(pair: Pair) -> Method:
+    """Training on the labels alone, what everything else is compared with."""
+    return Method("plain", [Stage([CrossEntropy()])], scale_free=True)
+
+
+def kd(pair: Pair, *, temperature: float = 4.0, weight: float = 0.9, task: float = 0.1) -> Method:
+    """Knowledge distillation: the student's softened answers follow the teacher's.
+
+        L = CE(z_s, y) + weight T^2 KL(softmax(z_t / T) || softmax(z_s / T))
+
+    Position: the logits. No connector. One stage.
+    Source: Hinton, Vinyals and Dean 2015. Deviations: none; the factor T^2 keeps the gradient's scale as T changes.
+    Common errors: averaging over classes as well as images, which divides the weight by k; leaving T^2 out.
+
+    The method with `task` times cross-entropy; defaults T = 4, 0.1 and 0.9 are those of Tian et al. 2020.
+    """
+    return Method(
+        "kd", [Stage([CrossEntropy(task), logits(temperature, weight)])], paper="hinton2015",
+        loses="the features",
+    )  # fmt: skip
+
+
+def logits(temperature: float = 4.0, weight=1.0) -> Match:
+    """The match of the softened logits, `weight` T^2 KL; other methods use it for their second stage."""
+    scaled = (lambda p: weight(p) * temperature**2) if callable(weight) else weight * temperature**2
+    return Match("out", "out", softened_kl(temperature), weight=scaled, name="kd")
+
+
 def dkd(
     pair: Pair, *, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, warmup: float = 1 / 12
 ) -> Method:
-    """The method; `warmup` is the share of the epochs in which the weight rises, in [0, 1). Raises BadValue."""
+    """Decoupled knowledge distillation: what is said of the right class, and of the others, weighed apart.
+
+        L = CE + w(p) T^2 [ alpha KL(b_t || b_s) + beta KL(q_t || q_s) ],   w(p) = min(1, p / warmup)
+
+    b = (p_y, 1 - p_y) are the softened probabilities of the label y and of all else (TCKD), q those of the other
+    classes alone, which sum to 1 (NCKD). Plain distillation is KL(p_t || p_s) = KL(b_t || b_s) + (1 - p_y of the
+    teacher) KL(q_t || q_s): its second part is all but silent where the teacher is sure. p is the share of the training
+    that is done.
+    Position: the logits, and the labels. No connector. One stage.
+    Source: Zhao et al. 2022, authors' code: alpha = 1, T = 4, beta = 8 by default, 6 for WRN-40-2 to WRN-16-2 and
+    VGG-13 to VGG-8, 2 for ResNet-56 to ResNet-20; 20 of 240 epochs of warm-up. Deviations: the weight rises with every
+    step, there with every epoch.
+    Common errors: q of all classes with the label's logit at 0, which is no small logit; p_y of the student as the
+    factor of NCKD; beta as large as 8 without warm-up.
+
+    The method; `warmup` is the share of the epochs in which the weight rises, in [0, 1). Raises BadValue.
+    """
     terms = (("target", label_or_not(temperature), alpha), ("others", others, beta))
     matches = [
         # The labels are the student's, so that where some are not known both sides are asked about the same class.
