@@ -7,7 +7,7 @@ from PIL import Image
 
 from reptrans.data import Dataset, Loader, Split, Streamed, folder, load_dataset
 from reptrans.data.dataset import measured_statistics
-from reptrans.data.sources import STATISTICS
+from reptrans.data.load import STATISTICS
 from reptrans.errors import BadData, BadValue, ReptransError, ShapeMismatch
 from reptrans.models import build
 

@@ -8,7 +8,7 @@ from torch.utils import data
 from torchvision.transforms import functional as F
 
 from reptrans import Dataset
-from reptrans.data import from_torch
+from reptrans.data import dataset as from_torch
 from reptrans.errors import BadData, BadValue, ShapeMismatch
 
 BYTES = torch.randint(0, 256, (12, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -38,7 +38,7 @@ from reptrans.similarity.space import mutual_share, neighbour_agreement, permuta
 from reptrans.stitching import Stitch, StitchedNetwork
 from reptrans.stitching.direct import DIRECT, departure, direct_matching
 from reptrans.stitching.stitch import at_places, channels_first
-from reptrans.stitching.targets import TARGETS, soft_target_loss
+from reptrans.stitching.task import TARGETS, soft_target_loss
 from reptrans.training import accuracy, classification_loss
 
 _READ, _INDEX = torch.ops.aten._local_scalar_dense.default, torch.ops.aten.index.Tensor

@@ -9,7 +9,7 @@ from reptrans import build
 from reptrans.errors import BadData, BadValue
 from reptrans.inputs import Pixels, class_logit, noise, optimise_input
 from reptrans.inputs.metamers import metamers, stir
-from reptrans.inputs.prior import blur, jitter
+from reptrans.inputs.objective import blur, jitter
 from reptrans.merging import aligned
 from reptrans.merging.interpolate import task_vector, with_task_vectors
 from reptrans.similarity import Moments

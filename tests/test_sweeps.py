@@ -24,8 +24,8 @@ from filelock import FileLock
 from reptrans import runs
 from reptrans.__main__ import main
 from reptrans.errors import BadData, BadValue, CannotWrite, NotAvailable, UnknownName
-from reptrans.sweeps import attached, attempt, engines, points, sweep
-from reptrans.sweeps.curves import draw
+from reptrans.sweeps import attached, attempt, points, sweep
+from reptrans.sweeps.sweep import draw
 
 PARAMETERS = """
 layer: str = "bn1"  # where
@@ -349,11 +349,11 @@ def test_only_one_attempt_at_a_run_is_at_work(notebook, papermill, tmp_path):
 
 
 def test_each_worker_has_a_gpu_for_itself(notebook, papermill, monkeypatch):
-    monkeypatch.setattr(engines.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(attempt.torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 7")
-    assert engines.gpus() == ["4", "7"]
+    assert attempt.gpus() == ["4", "7"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert engines.gpus() == ["0", "1"]
+    assert attempt.gpus() == ["0", "1"]
     at_work = set()
 
     def alone(job):
@@ -367,7 +367,7 @@ def test_each_worker_has_a_gpu_for_itself(notebook, papermill, monkeypatch):
     papermill.plan = dict.fromkeys("abcdef", alone)
     assert sweep(notebook, {"layer": list("abcdef")}, workers=1).runs["status"].tolist() == ["finished"] * 6
     assert set(papermill.gpus) == {"0"}
-    monkeypatch.setattr(engines.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(attempt.torch.cuda, "device_count", lambda: 1)
     sweep(notebook, {"layer": "g"})
     assert papermill.gpus[-1] is None
 
@@ -431,18 +431,18 @@ def test_a_run_that_kills_every_worker_fails_in_the_end(tmp_path):
     job, future = attempt.Job({"layer": "a"}, tmp_path, tmp_path, tmp_path), Future()
     worker = SimpleNamespace(address="tcp://node:1")
     future.set_exception(scheduler.KilledWorker("attempt", worker, 3))
-    outcome = engines.result(future, job)
+    outcome = attempt.result(future, job)
     assert outcome["status"] == "failed" and outcome["error"].startswith("every worker that took it died: ")
     assert job.outcome() == outcome
     future = Future()
     future.set_exception(NotAvailable("no folder"))
     with pytest.raises(NotAvailable, match="no folder"):
-        engines.result(future, job)
+        attempt.result(future, job)
 
 
 def test_a_cluster_that_does_not_answer(notebook, papermill, monkeypatch):
     pytest.importorskip("distributed", reason="needs Dask: pip install 'reptrans[cluster]'")
-    monkeypatch.setattr(engines, "_PATIENCE", 1)
+    monkeypatch.setattr(attempt, "_PATIENCE", 1)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{closed.getsockname()[1]}"

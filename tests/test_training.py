@@ -26,8 +26,8 @@ from reptrans.training import (
     predict,
     train_classifier,
 )
+from reptrans.training.loop import Sums
 from reptrans.training.schedule import learning_rate_factor
-from reptrans.training.terms import Sums
 
 
 @dataclass

@@ -1,4 +1,8 @@
-"""Images decoded from their files: by a Streamed split whenever they are needed, or all at once into one tensor."""
+"""Images decoded from their files, by a Streamed split whenever they are needed, or all at once into one tensor.
+
+One rule for every resized image: the shorter side to the size wanted, then the centre square. Grey images become
+coloured ones for networks that want these, and the reverse.
+"""
 
 import os
 from collections import deque
@@ -12,11 +16,36 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
-from reptrans.data.resize import resized_picture
-from reptrans.data.split import Limited
+from reptrans.data.split import Limited, Split
 from reptrans.errors import BadData
 from reptrans.progress import progress
+
+
+def covering(h: int, w: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """For an image of (h, w): the (height, width) that just covers a square of `size`, and the square's (top, left)."""
+    height, width = (max(size, round(side * size / min(h, w))) for side in (h, w))
+    return (height, width), ((height - size) // 2, (width - size) // 2)
+
+
+def resized(images: Tensor, size: int | None) -> Tensor:
+    """uint8 images (n, c, h, w) as (n, c, size, size), bilinear with antialiasing; as they are if `size` is None."""
+    if size is None or images.shape[2:] == (size, size):
+        return images
+    larger, (top, left) = covering(*images.shape[2:], size)
+    images = interpolate(images, larger, mode="bilinear", antialias=True)
+    return images[:, :, top : top + size, left : left + size].contiguous()
+
+
+def resized_picture(image: Image.Image, size: int) -> Image.Image:
+    """The same for one Pillow image: Pillow resizes without the lock, so that threads can share the work."""
+    if image.size == (size, size):
+        return image
+    (height, width), (top, left) = covering(image.height, image.width, size)
+    box = (left, top, left + size, top + size)
+    return image.resize((width, height), Image.Resampling.BILINEAR).crop(box)
+
 
 GREY = ("1", "L", "LA")
 # Pillow decodes and resizes without Python's lock, so threads are as good as processes and start at once.
@@ -123,3 +152,17 @@ def opened(path: Path) -> Iterator[Image.Image]:
     except Exception as error:
         reason = type(error).__name__
         raise BadData(f"{path} cannot be read as an image ({reason}). Replace or delete it.") from error
+
+
+def repeated(split: Split | Streamed) -> Split | Streamed:
+    """Images (3, h, w) of which each channel is the one of `split`'s images (1, h, w)."""
+    if isinstance(split, Streamed):
+        return replace(split, shape=(3, *split.shape[1:]))  # whose decoding converts grey to colour
+    return replace(split, images=split.images.expand(-1, 3, -1, -1))
+
+
+def averaged(split: Split | Streamed) -> Split | Streamed:
+    """Images (1, h, w): the mean of the three channels of `split`'s images, rounded to a whole grey value."""
+    if isinstance(split, Streamed):
+        return replace(split, shape=(1, *split.shape[1:]), grey=True)
+    return replace(split, images=torch.cat([mean_of_channels(part) for part in split.images.split(1000)]))

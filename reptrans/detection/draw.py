@@ -9,9 +9,9 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
 from reptrans.detection.data import Scenes
+from reptrans.detection.detectors import backbone_maps
 from reptrans.detection.evaluate import detect
 from reptrans.detection.train import masks_of
-from reptrans.detection.views import backbone_maps
 from reptrans.training import evaluating
 from reptrans.training.evaluation import device_of
 

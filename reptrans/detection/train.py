@@ -10,8 +10,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
 
 from reptrans.detection.data import SceneLoader
-from reptrans.detection.evaluate import average_precision
-from reptrans.detection.views import (
+from reptrans.detection.detectors import (
     Choice,
     View,
     anchors_of,
@@ -20,6 +19,7 @@ from reptrans.detection.views import (
     student_view,
     teacher_view,
 )
+from reptrans.detection.evaluate import average_precision
 from reptrans.distillation.methods.efficient_detection import classification, hint_connector, hint_loss, regression
 from reptrans.distillation.methods.imitation import imitation_connector, imitation_loss, imitation_masks
 from reptrans.errors import BadValue

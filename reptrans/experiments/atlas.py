@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from reptrans.data import Dataset
+from reptrans.data.dataset import smaller
 from reptrans.distillation import METHODS, Method, Pair, distill, loaders
 from reptrans.errors import BadValue, UnknownName, suggest
 from reptrans.experiments.autoencoding import AutoencodingRun, autoencode
@@ -19,7 +20,6 @@ from reptrans.experiments.parameters import DatasetParameters, Keep, Names, Posi
 from reptrans.experiments.similarity import LayersCompared, each_pair, rehearse, same_layers
 from reptrans.experiments.stitching import StitchingRun, layer_pairs, network_pairs, stitch_networks
 from reptrans.l2t import Matching
-from reptrans.l2t.subsets import smaller
 from reptrans.layers import cuttable_layers
 from reptrans.matching import Positions, Teacher
 from reptrans.models import build

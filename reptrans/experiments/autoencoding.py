@@ -13,7 +13,7 @@ from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
 from reptrans.checkpoints import load_network, trained
-from reptrans.data.sources import STATISTICS
+from reptrans.data.load import STATISTICS
 from reptrans.errors import BadValue, UnknownName, suggest
 from reptrans.experiments.parameters import (
     Count,
@@ -26,11 +26,9 @@ from reptrans.experiments.parameters import (
     named,
 )
 from reptrans.inputs.fronts import FastFront, as_built, calibrated, fast_front, ladder
-from reptrans.inputs.image import Fourier, Pixels, noise
-from reptrans.inputs.objective import match
+from reptrans.inputs.image import Fourier, Pixels, crops, load_pictures, noise
+from reptrans.inputs.objective import match, total_variation
 from reptrans.inputs.optimise import Inversion, optimise_input
-from reptrans.inputs.pictures import crops, load_pictures
-from reptrans.inputs.prior import total_variation
 from reptrans.inputs.recovery import aligned_mse, blurred_to, cosine_to_others, triviality, uniqueness_spread
 from reptrans.models import build
 from reptrans.notebook import names, once, some_names

@@ -9,10 +9,8 @@ from pydantic import Field, field_validator
 from torchvision.models.detection import FasterRCNN
 
 from reptrans.bench import TUNING, chosen, plain_trial, read_factors
-from reptrans.detection.coco import coco_scenes
-from reptrans.detection.data import SceneLoader, Scenes
+from reptrans.detection.data import SceneLoader, Scenes, coco_scenes, digit_scenes
 from reptrans.detection.detectors import detector
-from reptrans.detection.digits import digit_scenes
 from reptrans.detection.evaluate import average_precision, precision_metric
 from reptrans.detection.train import METHODS, PLAIN, Efficient, Imitation, train_detector
 from reptrans.errors import BadData

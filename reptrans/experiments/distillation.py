@@ -41,8 +41,7 @@ from reptrans.progress import progress
 from reptrans.randomness import drawing
 from reptrans.similarity import compare
 from reptrans.training import Plan, evaluate
-from reptrans.training.layout import LAYOUTS, faster_layout
-from reptrans.training.operations import operations
+from reptrans.training.speed import LAYOUTS, faster_layout, operations
 
 # Options that may be 0: weights, and what is added. All other numbers divide, or count something.
 _MAY_BE_0 = {"weight", "task", "alpha", "beta", "head", "distance", "angle", "scale", "margin", "seed"}

@@ -29,8 +29,8 @@ from reptrans.experiments.stitching import StitchingRun
 from reptrans.inputs.fronts import FastFront, fast_front
 from reptrans.inputs.image import noise
 from reptrans.inputs.metamers import differentiate, metamers, stir
+from reptrans.inputs.objective import total_variation
 from reptrans.inputs.optimise import Inversion
-from reptrans.inputs.prior import total_variation
 from reptrans.models import build
 from reptrans.progress import progress
 

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from reptrans.bench import TUNING, chosen, plain_trial, read_factors, verdicts
 from reptrans.checkpoints import fingerprint, load_network, read_weights, trained
 from reptrans.data import Dataset
+from reptrans.data.dataset import of_classes, smaller
 from reptrans.errors import BadValue, Diverged
 from reptrans.experiments.parameters import (
     Count,
@@ -33,11 +34,8 @@ from reptrans.experiments.parameters import (
 )
 from reptrans.l2t.baselines import METHODS, Answers, AttentionTransfer, Method, start_from
 from reptrans.l2t.links import evenness, on_bright
-from reptrans.l2t.matching import Matching, look
-from reptrans.l2t.regressors import Pair
-from reptrans.l2t.subsets import of_classes, smaller
+from reptrans.l2t.matching import ACTIVATIONS, Matching, Pair, look
 from reptrans.l2t.transfer import Meta, Transfer
-from reptrans.l2t.weights import ACTIVATIONS
 from reptrans.models import build, from_l2t
 from reptrans.notebook import names
 from reptrans.progress import progress

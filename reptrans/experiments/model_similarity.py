@@ -15,9 +15,16 @@ from reptrans.errors import BadData, BadValue
 from reptrans.experiments.parameters import Count, Exact, NotNegative, Positive, Thousand, TrainingParameters, Weight
 from reptrans.inputs.fronts import FastFront, fast_front
 from reptrans.inputs.image import Pixels, noise
-from reptrans.inputs.objective import Objective, class_logit, match, value_and_gradient, weighted
+from reptrans.inputs.objective import (
+    Objective,
+    class_logit,
+    match,
+    range_penalty,
+    total_variation,
+    value_and_gradient,
+    weighted,
+)
 from reptrans.inputs.optimise import Inversion, optimise_input
-from reptrans.inputs.prior import range_penalty, total_variation
 from reptrans.inputs.recovery import correlation
 from reptrans.models import build
 from reptrans.notebook import names

@@ -14,11 +14,9 @@ from reptrans.experiments.parameters import Count, Exact, NotNegative, Place, Po
 from reptrans.progress import progress
 from reptrans.randomness import drawing
 from reptrans.reid.architectures import Encoder, Siamese, Verification, encoder
-from reptrans.reid.drawn import stick_figures
-from reptrans.reid.loading import Pairs, landmarks_known
-from reptrans.reid.market import load_market
-from reptrans.reid.people import People, Reid
+from reptrans.reid.people import Pairs, People, Reid, landmarks_known
 from reptrans.reid.scoring import find_again, pose_r2
+from reptrans.reid.sources import load_market, stick_figures
 from reptrans.reid.stages import Parts, Rates, Stage, generated, parts, train_baseline, train_stage
 from reptrans.training import Plan
 

@@ -33,8 +33,7 @@ from reptrans.stitching.direct import DIRECT, AffineMap, departure, direct_match
 from reptrans.stitching.frozen import collect_moments, kept, logits_of, recognised, rows_of
 from reptrans.stitching.initial import BY_CHANCE, INITS, MASKS, check_init, initial_map, mask_matrix
 from reptrans.stitching.stitch import FORMS, Stitch, StitchedNetwork, stitch_size
-from reptrans.stitching.targets import TARGETS, needs_parents
-from reptrans.stitching.task import train_stitch
+from reptrans.stitching.task import TARGETS, needs_parents, train_stitch
 from reptrans.training import Plan, accuracy, classification_loss
 from reptrans.training.batches import answers_of, checked_network
 

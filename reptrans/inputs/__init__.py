@@ -6,13 +6,21 @@ they keep.
 """
 
 from reptrans.inputs.fronts import FastFront, as_built, calibrated, fast_front, ladder
-from reptrans.inputs.image import Fourier, Pixels, noise
-from reptrans.inputs.invert import invert
+from reptrans.inputs.image import Fourier, Pixels, load_pictures, noise, picture_grid
 from reptrans.inputs.metamers import differentiate, metamers, stir
-from reptrans.inputs.objective import Objective, class_logit, match, weighted
-from reptrans.inputs.optimise import Inversion, optimise_input
-from reptrans.inputs.pictures import load_pictures, picture_grid
-from reptrans.inputs.prior import blur, jitter, like_source, linear, range_penalty, total_variation
+from reptrans.inputs.objective import (
+    Objective,
+    blur,
+    class_logit,
+    jitter,
+    like_source,
+    linear,
+    match,
+    range_penalty,
+    total_variation,
+    weighted,
+)
+from reptrans.inputs.optimise import Inversion, invert, optimise_input
 from reptrans.inputs.recovery import (
     aligned_mse,
     blurred_to,

@@ -7,17 +7,16 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reptrans.errors import BadValue, Diverged, ShapeMismatch, check_whole, own_arguments
-from reptrans.inputs.fronts import frozen
-from reptrans.inputs.image import Fourier, Pixels, check_images
-from reptrans.inputs.objective import Objective
-from reptrans.inputs.prior import Projection, Term, Transform, total_variation
+from reptrans.inputs.fronts import fast_front, frozen
+from reptrans.inputs.image import Fourier, Pixels, check_images, noise
+from reptrans.inputs.objective import Objective, Projection, Term, Transform, match, total_variation
 from reptrans.inputs.recovery import input_errors, mse, outside
 from reptrans.randomness import generator_of
-from reptrans.training.evaluation import keeping_random_state
-from reptrans.training.rounding import round_to_single
+from reptrans.training.evaluation import device_of, keeping_random_state
+from reptrans.training.schedule import round_to_single
 
 DEFAULT_PRIOR = (total_variation(0.1),)
 
@@ -221,3 +220,35 @@ def _check_start(objective: Objective, image: Pixels | Fourier, reference: Tenso
             f"the loss of row {row} is {losses[row].item()} before the first step. Does the network give finite "
             "activations, and does it have its weights?"
         )
+
+
+def invert(
+    net: nn.Module,
+    layer: str | None,
+    images: Tensor,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    *,
+    distance: str = "l1",
+    seed: int = 0,
+    **settings,
+) -> Inversion:
+    """Images that start as noise and move until `layer` answers as it does to `images` (n, c, h, w) in [0, 1].
+
+        found = invert(net, "layer2", images, dataset.mean, dataset.std)
+        picture_grid({"image": images, "found": found.images})
+
+    `layer` None: the network's answers. `mean`, `std`: by channel, what the network's images are normalised by, nothing
+    by default. `distance`: as in `match`. `seed`: of the first image's noise, the next ones count on. `settings`: those
+    of `optimise_input`, steps=300 for one. Rows compare with `images`. The network is left as it was.
+    Raises ShapeMismatch, LayerNotFound, CannotCut, BadValue, UnknownName before the first step.
+    Source: Mahendran & Vedaldi (2015).
+    """
+    view = fast_front(net, layer, mean=mean, std=std)
+    check_images(images)
+    like = next(view.parameters(), images)
+    images = images.to(device_of(view), like.dtype)
+    with torch.no_grad():
+        target = view(images)
+    start = Pixels(noise(len(images), images.shape[1:], seed=seed, dtype=images.dtype).to(images.device))
+    return optimise_input(match(view, target, distance), start, reference=images, **settings)

@@ -5,11 +5,9 @@
 
 from reptrans.l2t.baselines import METHODS, Answers, AttentionTransfer, Method, start_from
 from reptrans.l2t.links import channel_histogram, evenness, matching_lines, on_bright, saliency
-from reptrans.l2t.matching import Matching
+from reptrans.l2t.matching import Matching, Pairs, Together, Weights, dead
 from reptrans.l2t.probe import MetaGradient, meta_gradient
-from reptrans.l2t.regressors import Pairs, Together
 from reptrans.l2t.transfer import Meta, Transfer
-from reptrans.l2t.weights import Weights, dead
 from reptrans.moved import moved
 
 __all__ = [

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from reptrans.errors import BadValue, Table
-from reptrans.l2t.matching import Looked, both
-from reptrans.l2t.regressors import Pair
+from reptrans.l2t.matching import Looked, Pair, both
 from reptrans.matching import Match, attention, l2, softened_kl
 from reptrans.randomness import drawing
 from reptrans.training import evaluating

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from reptrans.attribution import saliency_maps
 from reptrans.errors import BadValue
-from reptrans.l2t.regressors import Pair
+from reptrans.l2t.matching import Pair
 
 
 def matching_lines(strengths: Mapping[Pair, float], most: float | None = None, ax: Axes | None = None) -> Axes:

@@ -3,12 +3,31 @@
 `L = d[T_T(F_T), T_S(F_S)]`: taps name the features F, transforms are T, distances are d, and a `Match` is one such sum.
 """
 
-from reptrans.matching.connectors import Learned, Seen, affine, conv1x1, conv1x1_bn, if_needed, same_activation
+from reptrans.matching.match import (
+    CrossEntropy,
+    Learned,
+    Match,
+    Seen,
+    affine,
+    conv1x1,
+    conv1x1_bn,
+    if_needed,
+    label,
+    resized,
+    same_activation,
+    term_names,
+)
+from reptrans.matching.positions import Positions, positions
+from reptrans.matching.taps import Teacher, check_taps, tapped
 
 # Types, and so without an entry in the reference.
-from reptrans.matching.discrepancies import Distance as Distance
-from reptrans.matching.discrepancies import (
+from reptrans.matching.transforms import Distance as Distance
+from reptrans.matching.transforms import Transform as Transform
+from reptrans.matching.transforms import (
+    above_0,
+    attention,
     half_l2,
+    identity,
     l1,
     l2,
     mean_squares,
@@ -18,14 +37,10 @@ from reptrans.matching.discrepancies import (
     same_shape,
     soft_cross_entropy,
     softened_kl,
+    unit,
+    unit_channels,
+    whole,
 )
-from reptrans.matching.match import CrossEntropy, Match, label, resized, term_names
-from reptrans.matching.named import above_0, whole
-from reptrans.matching.positions import Positions, positions
-from reptrans.matching.taps import check_taps, tapped
-from reptrans.matching.teacher import Teacher
-from reptrans.matching.transforms import Transform as Transform
-from reptrans.matching.transforms import attention, identity, unit, unit_channels
 
 __all__ = [
     "CrossEntropy",

@@ -9,10 +9,9 @@ from torch import nn
 
 from reptrans.errors import BadValue, check_whole
 from reptrans.models.families import make, model_names
-from reptrans.models.from_timm import timm_network
-from reptrans.models.from_torchvision import torchvision_network
 from reptrans.models.from_transformers import transformers_network
 from reptrans.models.from_user import source_digest, users_network
+from reptrans.models.library import timm_network, torchvision_network
 from reptrans.models.resnet import from_l2t
 from reptrans.randomness import drawing
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from reptrans.errors import BadValue, ShapeMismatch, UnknownName, suggest
-from reptrans.models import chains, inception, resnet, vgg, wide
+from reptrans.models import chains, inception, resnet
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ FAMILIES = (
         resnet.resnet_cifar,
         "resnet18_cifar resnet34_cifar resnet50_cifar resnet101_cifar",
     ),
-    Family(f"wrn_{_K}_{_K}", wide.wide_resnet, "wrn_16_1 wrn_16_2 wrn_28_2 wrn_28_4 wrn_28_10 wrn_40_1 wrn_40_2"),
-    Family("vgg4(_bn)?", vgg.vgg4, "vgg4 vgg4_bn", smallest=8),
-    Family("vgg9(_bn)?", vgg.vgg9, "vgg9 vgg9_bn", smallest=32),
-    Family("vgg(8|11|13|16|19)", vgg.vgg, "vgg8 vgg11 vgg13 vgg16 vgg19", smallest=8),
+    Family(f"wrn_{_K}_{_K}", resnet.wide_resnet, "wrn_16_1 wrn_16_2 wrn_28_2 wrn_28_4 wrn_28_10 wrn_40_1 wrn_40_2"),
+    Family("vgg4(_bn)?", chains.vgg4, "vgg4 vgg4_bn", smallest=8),
+    Family("vgg9(_bn)?", chains.vgg9, "vgg9 vgg9_bn", smallest=32),
+    Family("vgg(8|11|13|16|19)", chains.vgg, "vgg8 vgg11 vgg13 vgg16 vgg19", smallest=8),
 )
 
 

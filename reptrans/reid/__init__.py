@@ -12,11 +12,9 @@ from reptrans.reid.architectures import (
     Verification,
     encoder,
 )
-from reptrans.reid.drawn import stick_figures
-from reptrans.reid.loading import PairBatch, Pairs
-from reptrans.reid.market import load_market, read_landmarks
-from reptrans.reid.people import People, Reid, as_floats, pose_maps
+from reptrans.reid.people import PairBatch, Pairs, People, Reid, as_floats, pose_maps
 from reptrans.reid.scoring import codes_of, find_again, pose_r2, retrieval
+from reptrans.reid.sources import load_market, read_landmarks, stick_figures
 from reptrans.reid.stages import Parts, Rates, Stage, generated, parts, train_baseline, train_stage
 
 __all__ = [

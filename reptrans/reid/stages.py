@@ -15,11 +15,11 @@ from reptrans.layers.network import keeping_modes
 from reptrans.progress import progress
 from reptrans.randomness import drawing, generator_of
 from reptrans.reid.architectures import Generator, IdentityDiscriminator, PatchDiscriminator, Siamese
-from reptrans.reid.loading import PairBatch, Pairs
+from reptrans.reid.people import PairBatch, Pairs
 from reptrans.training import Plan, accuracy, evaluating, fit
+from reptrans.training.loop import Sums, total_of
 from reptrans.training.resume import Keeper
-from reptrans.training.rounding import round_to_single
-from reptrans.training.terms import Sums, total_of
+from reptrans.training.schedule import round_to_single
 
 
 class Rates(NamedTuple):

@@ -12,8 +12,7 @@ from reptrans.stitching.initial import INITS, MASKS, initial_map, mask_matrix
 from reptrans.stitching.null import NullStitch, stitch_from_noise, stitch_from_others
 from reptrans.stitching.relative import inverse_relative, relative
 from reptrans.stitching.stitch import FORMS, Stitch, StitchedNetwork
-from reptrans.stitching.targets import TARGETS, soft_cross_entropy, soft_target_loss
-from reptrans.stitching.task import train_stitch
+from reptrans.stitching.task import TARGETS, soft_cross_entropy, soft_target_loss, train_stitch
 
 __all__ = [
     "FORMS", "INITS", "MASKS", "TARGETS", "AffineMap", "NullStitch", "Stitch", "StitchedNetwork", 

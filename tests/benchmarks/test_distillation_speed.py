@@ -21,7 +21,7 @@ from reptrans.distillation.methods.layers import mmd
 from reptrans.matching import Teacher, unit_channels
 from reptrans.models import build
 from reptrans.training import Plan
-from reptrans.training.layout import LAYOUTS
+from reptrans.training.speed import LAYOUTS
 
 BATCH, IMAGES, EPOCHS = 64, 512, 3
 OPTIONS = {"like": "authors"}

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from reptrans.detection import Scenes, coco_scenes, digit_scenes
-from reptrans.detection import digits as drawing
+from reptrans.detection import data as drawing
 from reptrans.errors import BadData, BadValue, ShapeMismatch
 from reptrans.experiments.detection import DetectionRun
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from reptrans.detection import anchors_of, backbone_maps, detector, digit_scenes, student_view, teacher_view
+from reptrans.detection.detectors import compared_channels
 from reptrans.detection.train import detection_terms
-from reptrans.detection.views import compared_channels
 from reptrans.errors import BadValue, ShapeMismatch, UnknownName
 
 

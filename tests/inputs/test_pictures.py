@@ -8,7 +8,7 @@ from PIL import Image
 from reptrans.data import load_dataset
 from reptrans.errors import BadData, BadValue, ShapeMismatch, UnknownName
 from reptrans.inputs import load_pictures, picture_grid
-from reptrans.inputs.pictures import crops
+from reptrans.inputs.image import crops
 
 matplotlib.use("agg")
 

@@ -10,6 +10,7 @@ import torch
 from l2t.networks import batch, network, normal
 
 from reptrans.data import Split
+from reptrans.data.dataset import of_classes, smaller
 from reptrans.errors import BadValue, Diverged, UnknownName
 from reptrans.experiments.l2t import (
     L2TRun,
@@ -29,7 +30,6 @@ from reptrans.experiments.l2t import (
     trials,
 )
 from reptrans.l2t import METHODS, channel_histogram, evenness, matching_lines, on_bright, saliency
-from reptrans.l2t.subsets import of_classes, smaller
 from reptrans.models import build
 
 SMALL = {

@@ -7,8 +7,7 @@ from torch import nn
 
 from reptrans.errors import BadValue, LayerNotFound, ShapeMismatch, UnknownName
 from reptrans.l2t import Matching, Pairs, Together, Weights, dead
-from reptrans.l2t.matching import Looked, look, means
-from reptrans.l2t.regressors import resized
+from reptrans.l2t.matching import Looked, look, means, resized
 from reptrans.tensorfiles import load_tensors
 
 LAYERS = [(f"relu{a}", f"relu{b}") for a in (1, 2, 3) for b in (1, 2, 3)]

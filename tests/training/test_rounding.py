@@ -13,7 +13,7 @@ from reptrans.data import load_dataset
 from reptrans.inputs import Pixels, match, optimise_input
 from reptrans.models import build
 from reptrans.training import Plan, classification_loss, fit, train_classifier
-from reptrans.training.rounding import round_to_single
+from reptrans.training.schedule import round_to_single
 
 
 def is_single(tensor: torch.Tensor) -> bool:
