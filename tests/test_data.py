@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from reptrans.data import Dataset, Loader, Split, Streamed, dataset_names, folder, load_dataset
-from reptrans.data.augment import PAD, Draws, crop, cutout, flip
 from reptrans.data.dataset import measured_statistics
 from reptrans.data.load import STATISTICS
+from reptrans.data.loader import PAD, Draws, crop, cutout, flip
 from reptrans.data.streamed import resized
 from reptrans.errors import BadData, BadValue, NotAvailable, ShapeMismatch, UnknownName
 from reptrans.progress import interactive, progress

@@ -30,8 +30,7 @@ from reptrans.extension import (
     pcgrad,
     reverse_gradient,
 )
-from reptrans.extension.hidden import approximator, resized
-from reptrans.extension.losses import correlation, explained_variance, top_values
+from reptrans.extension.hidden import approximator, correlation, explained_variance, resized, top_values
 from reptrans.layers import front
 from reptrans.models import build
 from reptrans.similarity import error_consistency, fold, linear_cka

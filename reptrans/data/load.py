@@ -165,9 +165,10 @@ def load_dataset(
     Raises UnknownName, BadValue, BadData, ShapeMismatch (statistics for other channels), and NotAvailable.
     """
     name = _name(name)
-    _check(name, image_size, split_seed, limit_seed, normalise, channels)
+    about = {"image_size": image_size, "normalise": normalise, "channels": channels}
+    _check(name, split_seed, limit_seed, **about)
     root = expanded(root, "root") if root is not None else data_root()
-    _check_kind(name, {"image_size": image_size, "normalise": normalise, "channels": channels}, text)
+    _check_kind(name, about, text)
     if name.startswith("text:"):
         return _text(name, root, limit, limit_seed, split_seed, text)
     if name.startswith("folder:"):
@@ -210,14 +211,7 @@ def _name(given: str | Path) -> str:
     )
 
 
-def _check(
-    name: str,
-    image_size: int | None,
-    split_seed: int,
-    limit_seed: int | None,
-    normalise: str | None,
-    channels: int | None,
-) -> None:
+def _check(name: str, split_seed: int, limit_seed: int | None, *, image_size, normalise, channels) -> None:
     if _is_shapes(name):
         parse(name)
     elif not name.startswith(("folder:", "text:")):

@@ -3,8 +3,7 @@
 from reptrans.detection.data import SceneBatch, SceneLoader, Scenes, coco_scenes, digit_scenes
 from reptrans.detection.detectors import anchors_of, backbone_maps, detector, student_view, teacher_view
 from reptrans.detection.draw import draw_scenes
-from reptrans.detection.evaluate import average_precision, detect
-from reptrans.detection.train import Efficient, Imitation, masks_of, train_detector
+from reptrans.detection.train import Efficient, Imitation, average_precision, detect, masks_of, train_detector
 
 __all__ = [
     "Efficient",

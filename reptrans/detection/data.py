@@ -22,8 +22,7 @@ from torchvision.datasets import CocoDetection
 from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.functional import pil_to_tensor
 
-from reptrans.errors import BadData, BadValue, ShapeMismatch
-from reptrans.matching import whole
+from reptrans.errors import BadData, BadValue, ShapeMismatch, check_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +96,7 @@ class SceneLoader:
         self, split: Scenes, batch_size: int = 8, *, shuffle: bool = False, seed: int = 0,
         device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
     ):  # fmt: skip
-        whole(batch_size=batch_size)
+        check_whole("batch_size", batch_size, 1)
         self.split, self.batch_size, self.shuffle, self.seed = split, batch_size, shuffle, seed
         self.device, self.dtype, self.epoch = torch.device(device), dtype, 0
 

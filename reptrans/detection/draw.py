@@ -10,8 +10,7 @@ from torchvision.models.detection import FasterRCNN
 
 from reptrans.detection.data import Scenes
 from reptrans.detection.detectors import backbone_maps
-from reptrans.detection.evaluate import detect
-from reptrans.detection.train import masks_of
+from reptrans.detection.train import detect, masks_of
 from reptrans.training import evaluating
 from reptrans.training.evaluation import device_of
 

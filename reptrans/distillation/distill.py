@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from reptrans.data import Batch, Dataset, Loader
+from reptrans.data.loader import training_loader
 from reptrans.distillation.losses import Losses, Stacked, Together, look, moving, resolve
 from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.distillation.methods import METHODS
@@ -331,9 +332,5 @@ def _check_types(teachers: Sequence[Teacher], loader: Loader, plan: Plan) -> Non
 
 def loaders(dataset: Dataset, batch_size: int, seed: int, augment: str, device, dtype) -> tuple[Loader, Loader]:
     """(training loader, test loader) as distillation needs them: an incomplete last batch is left out."""
-    whole = len(dataset.train) >= batch_size
     place = {"device": device, "dtype": dtype}
-    train = dataset.loader(
-        "train", batch_size, shuffle=True, seed=seed, augment=augment, drop_last=whole, **place
-    )  # fmt: skip
-    return train, dataset.loader("test", batch_size, **place)
+    return training_loader(dataset, batch_size, seed, augment, **place), dataset.loader("test", batch_size, **place)

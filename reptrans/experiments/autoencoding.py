@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from reptrans.checkpoints import load_network, trained
 from reptrans.data.load import STATISTICS
-from reptrans.errors import BadValue, UnknownName, suggest
+from reptrans.errors import BadValue, choose
 from reptrans.experiments.parameters import (
     Count,
     DatasetParameters,
@@ -229,9 +229,7 @@ class _Bench:
         if self.dataset:
             return self.dataset.mean, self.dataset.std
         name = self.p.normalise
-        if name and name not in STATISTICS:
-            raise UnknownName(f"there are no statistics of {name!r}. {suggest(name, STATISTICS)}")
-        return STATISTICS[name] if name else ((), ())
+        return choose(name, STATISTICS, "there are no statistics of {}") if name else ((), ())
 
     def _layers(self) -> list[str]:
         net = self._built(0).eval()

@@ -11,8 +11,15 @@ from torchvision.models.detection import FasterRCNN
 from reptrans.bench import TUNING, chosen, plain_trial, read_factors
 from reptrans.detection.data import SceneLoader, Scenes, coco_scenes, digit_scenes
 from reptrans.detection.detectors import detector
-from reptrans.detection.evaluate import average_precision, precision_metric
-from reptrans.detection.train import METHODS, PLAIN, Efficient, Imitation, train_detector
+from reptrans.detection.train import (
+    METHODS,
+    PLAIN,
+    Efficient,
+    Imitation,
+    average_precision,
+    precision_metric,
+    train_detector,
+)
 from reptrans.errors import BadData
 from reptrans.experiments.parameters import Count, Exact, NotNegative, Place, Positive, Tried, Weight
 from reptrans.files import file_name

@@ -21,7 +21,7 @@ from reptrans.distillation.distill import Member, check_fit, distill_together, l
 from reptrans.distillation.losses import Losses, resolve
 from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.distillation.methods import METHODS, efficient_detection, fd_gan, imitation
-from reptrans.errors import BadValue, Diverged, UnknownName, suggest
+from reptrans.errors import BadValue, Diverged, choose
 from reptrans.experiments.parameters import (
     Count,
     DatasetParameters,
@@ -226,9 +226,8 @@ def beside(method: Method, pair: Pair) -> Method:
 
 def make_method(name: str, pair: Pair, options: str = "") -> Method:
     """The method `name` of METHODS for this pair, with its part of `options`. Raises UnknownName, BadValue."""
-    if name not in METHODS:
-        raise UnknownName(f"there is no method {name!r}. {suggest(name, METHODS)}")
-    return replace(METHODS[name](pair, **read_options(options).get(name, {})), name=name)
+    make = choose(name, METHODS, "there is no method {}")
+    return replace(make(pair, **read_options(options).get(name, {})), name=name)
 
 
 def read_options(text: str) -> dict[str, dict[str, object]]:
@@ -243,8 +242,7 @@ def read_options(text: str) -> dict[str, dict[str, object]]:
         method, dot, option = key.strip().partition(".")
         if not (equals and dot):
             raise BadValue(f"options: {part!r} is not of the form method.option=value, as in nst.kernel=gaussian.")
-        if method not in METHODS:
-            raise UnknownName(f"options: there is no method {method!r}. {suggest(method, METHODS)}")
+        choose(method, METHODS, "options: there is no method {}")
         found.setdefault(method, {})[option.strip()] = _option(method, option.strip(), _read(value.strip()))
     return found
 
@@ -252,9 +250,8 @@ def read_options(text: str) -> dict[str, dict[str, object]]:
 def _option(method: str, name: str, value: object) -> object:
     """The value itself, after it was checked."""
     known = {p.name: p for p in inspect.signature(METHODS[method]).parameters.values() if p.kind == p.KEYWORD_ONLY}
-    if name not in known:
-        raise UnknownName(f"{method} has no option {name!r}. {suggest(name, known)}")
-    kind, number = known[name].annotation, isinstance(value, (int, float)) and not isinstance(value, bool)
+    kind = choose(name, known, f"{method} has no option {{}}").annotation
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
     try:
         TypeAdapter(kind).validate_python(value, strict=True)
         fits = not number or (0 <= value <= _LARGEST and (value > 0 or name in _MAY_BE_0))

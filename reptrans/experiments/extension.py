@@ -10,9 +10,8 @@ from pydantic import Field
 from reptrans.bench import effect
 from reptrans.data import Dataset
 from reptrans.experiments.parameters import DatasetParameters, Names, NotNegative, Thousand, Trained, Weight, named
-from reptrans.extension.hidden import MODES, Hidden
+from reptrans.extension.hidden import MODES, Hidden, hidden_losses
 from reptrans.extension.lens import lensed
-from reptrans.extension.losses import hidden_losses
 from reptrans.extension.output import OUTPUT_LOSSES, Outputs
 from reptrans.extension.sequence import Extended, extend
 from reptrans.notebook import names

@@ -17,7 +17,8 @@ from reptrans.experiments.sides import Side
 from reptrans.layers import channel_axes, end, front
 from reptrans.layers.values import answer
 from reptrans.merging.align import aligned, check_same_architecture
-from reptrans.merging.interpolate import interpolated, reestimated
+from reptrans.merging.interpolate import interpolated
+from reptrans.merging.repair import reestimated
 from reptrans.similarity import MEASURES, Calibrated, Features, compare
 from reptrans.stitching.direct import least_squares
 from reptrans.stitching.frozen import collect_moments

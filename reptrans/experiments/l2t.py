@@ -3,7 +3,6 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations, product
 from pathlib import Path
@@ -13,12 +12,12 @@ import pandas as pd
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from reptrans.bench import TUNING, chosen, plain_trial, read_factors, verdicts
 from reptrans.checkpoints import fingerprint, load_network, read_weights, trained
 from reptrans.data import Dataset
 from reptrans.data.dataset import of_classes, smaller
+from reptrans.data.loader import training_loader
 from reptrans.errors import BadValue, Diverged
 from reptrans.experiments.parameters import (
     Count,
@@ -32,8 +31,7 @@ from reptrans.experiments.parameters import (
     Weight,
     piece,
 )
-from reptrans.l2t.baselines import METHODS, Answers, AttentionTransfer, Method, start_from
-from reptrans.l2t.links import evenness, on_bright
+from reptrans.l2t.baselines import METHODS, Answers, AttentionTransfer, Method, evenness, on_bright, start_from
 from reptrans.l2t.matching import ACTIVATIONS, Matching, Pair, look
 from reptrans.l2t.transfer import Meta, Transfer
 from reptrans.models import build, from_l2t
@@ -41,6 +39,7 @@ from reptrans.notebook import names
 from reptrans.progress import progress
 from reptrans.randomness import drawing
 from reptrans.training import Plan, evaluate, evaluating, fit
+from reptrans.training.speed import operations
 
 _NEEDED = ("scratch", "fm_all", "l2t_ww")
 _FEW = 200  # validation images on which learned weights and saliency are looked at
@@ -230,10 +229,7 @@ def train_one(
     A file in `folder` keeps the training, from which an interrupted one goes on; a complete one is only read.
     """
     target, transfer = transfer_of(p, METHODS[name], source, dataset, seed)
-    train = dataset.loader(
-        "train", p.batch_size, shuffle=True, seed=seed, augment=p.augment, drop_last=len(dataset.train) >= p.batch_size,
-        **p.place,
-    )  # fmt: skip
+    train = training_loader(dataset, p.batch_size, seed, p.augment, **p.place)
 
     def look_at(epoch: int) -> dict[str, float]:
         if dataset.validation is None or (epoch % p.look_every and epoch < p.epochs):
@@ -398,17 +394,11 @@ def costs(p: L2TRun, source: nn.Module, dataset: Dataset) -> pd.DataFrame:
             optimiser.step()
             kept.append(due)
 
-        unit = _multiply_adds(lambda target=target: target(one.images))
-        taken = {"step": _multiply_adds(step) / unit}
-        probe = _multiply_adds(lambda t=transfer, o=optimiser, due=kept[0]: t.after_step(one, o, due)) / unit
+        unit = operations(lambda target=target: target(one.images))
+        taken = {"step": operations(step) / unit}
+        probe = operations(lambda t=transfer, o=optimiser, due=kept[0]: t.after_step(one, o, due)) / unit
         found.append({"method": name} | taken | {"probe": probe})
     return pd.DataFrame(found)
-
-
-def _multiply_adds(work: Callable[[], object]) -> float:
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops() / 2
 
 
 def _file_name(p: L2TRun, name: str, dataset: Dataset, seed: int) -> str:

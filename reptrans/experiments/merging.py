@@ -12,7 +12,8 @@ from reptrans.errors import BadValue
 from reptrans.experiments.parameters import Count, Names, NotNegative, Positive, Thousand, TrainingParameters, Weight
 from reptrans.merging.align import ALIGNMENTS, aligned
 from reptrans.merging.fitting import FAIR, SOURCE, Matching, match_models
-from reptrans.merging.interpolate import barrier, path_rows, reestimated
+from reptrans.merging.interpolate import barrier, path_rows
+from reptrans.merging.repair import reestimated
 from reptrans.models import build
 from reptrans.notebook import names, once, parts, some_names
 from reptrans.progress import progress

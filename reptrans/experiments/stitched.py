@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from reptrans.data import Dataset, Loader, Split, TextDataset
+from reptrans.data.loader import training_loader
 from reptrans.errors import BadValue, ShapeMismatch
 from reptrans.experiments.parameters import (
     Count,
@@ -29,9 +30,19 @@ from reptrans.layers.network import run
 from reptrans.notebook import names
 from reptrans.randomness import generator_of
 from reptrans.similarity import Moments, linear_cka
-from reptrans.stitching.direct import DIRECT, AffineMap, departure, direct_matching
+from reptrans.stitching.direct import (
+    BY_CHANCE,
+    DIRECT,
+    INITS,
+    MASKS,
+    AffineMap,
+    check_init,
+    departure,
+    direct_matching,
+    initial_map,
+    mask_matrix,
+)
 from reptrans.stitching.frozen import collect_moments, kept, logits_of, recognised, rows_of
-from reptrans.stitching.initial import BY_CHANCE, INITS, MASKS, check_init, initial_map, mask_matrix
 from reptrans.stitching.stitch import FORMS, Stitch, StitchedNetwork, stitch_size
 from reptrans.stitching.task import TARGETS, needs_parents, train_stitch
 from reptrans.training import Plan, accuracy, classification_loss
@@ -194,10 +205,7 @@ class Stitching:
         self.dataset, self.pairs, self.seed = dataset, _checked_pairs(pairs), seed
         self.front_net, self.end_net = (self._frozen(net) for net in (front_net, end_net))
         form = s.place
-        self.train = dataset.loader(
-            "train", s.batch_size, shuffle=True, seed=seed, augment=s.augment,
-            drop_last=len(dataset.train) >= s.batch_size, **form,
-        )  # fmt: skip
+        self.train = training_loader(dataset, s.batch_size, seed, s.augment, **form)
         # On a CPU, activations that stay within the cache; larger ones cost the system more than the arithmetic.
         most = 100 if form["device"].type == "cpu" else 500
         self.test = dataset.loader("test", max(s.batch_size, most), **form)

@@ -5,9 +5,8 @@ sequence and reports.
 """
 
 from reptrans.extension.condition import Beside, Condition, reverse_gradient
-from reptrans.extension.hidden import MODES, Hidden, half_cosine
+from reptrans.extension.hidden import MODES, Hidden, half_cosine, hidden_losses
 from reptrans.extension.lens import Lens, LensTraining, ThroughLens, lensed
-from reptrans.extension.losses import hidden_losses
 from reptrans.extension.output import OUTPUT_LOSSES, Outputs, alternating, pcgrad
 from reptrans.extension.sequence import Extended, extend
 from reptrans.moved import moved

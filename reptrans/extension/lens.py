@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reptrans.data.loader import training_loader
 from reptrans.errors import BadValue, check_whole
 from reptrans.extension.condition import Beside, Condition, check_numbers, labelled
 from reptrans.randomness import drawing
@@ -127,8 +128,8 @@ def lensed(
         place = {"device": example.device, "dtype": example.dtype}
         lens = Lens(dataset.channels, scales, width, seed).to(**place)
         if training:
-            objective, whole = LensTraining(lens, olds, w_rec=w_rec, w_adv=w_adv), len(dataset.train) >= batch_size
-            loader = dataset.loader("train", batch_size, shuffle=True, seed=seed, drop_last=whole, **place)
+            objective = LensTraining(lens, olds, w_rec=w_rec, w_adv=w_adv)
+            loader = training_loader(dataset, batch_size, seed, **place)
             path = None if checkpoint is None else str(checkpoint).format(k=len(objective.olds))
             fit(objective, objective.modules_to_train(), loader, plan, checkpoint=path, label="lens")
         return ThroughLens(new, olds, lens, example=example, settings=chosen)

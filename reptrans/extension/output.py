@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from reptrans.errors import BadValue, ShapeMismatch, UnknownName, choose, suggest
 from reptrans.extension.condition import Condition, check_numbers, labelled
 from reptrans.layers import front
+from reptrans.matching import without
 from reptrans.training.batches import answers_of
 
 STEPS = ("together", "pcgrad", "alternating")
@@ -45,8 +46,8 @@ def wrong_class_cosine(new: Tensor, olds: list[Tensor], labels: Tensor) -> Tenso
 
     Deviation: each vector is divided by its own norm (the authors' code divides the old one by the new one's).
     """
-    mine = _wrong(new, labels).softmax(1)
-    return sum(F.cosine_similarity(mine, _wrong(old, labels).softmax(1), dim=1).mean() for old in olds) / len(olds)
+    mine = without(new, labels).softmax(1)
+    return sum(F.cosine_similarity(mine, without(old, labels).softmax(1), dim=1).mean() for old in olds) / len(olds)
 
 
 def adaptive_diversity(
@@ -57,7 +58,7 @@ def adaptive_diversity(
     Bounded: H in [0, log k], the determinant in [eps^m, (1 + eps)^m] for m networks. Needs m <= k - 1 to move.
     Source: Pang et al. 2019 (ADP), equations 3 to 5, weights of their experiments; old networks without gradients.
     """
-    unit = torch.stack([F.normalize(_wrong(v, labels).softmax(1), dim=1) for v in (new, *olds)], 1)
+    unit = torch.stack([F.normalize(without(v, labels).softmax(1), dim=1) for v in (new, *olds)], 1)
     gram = unit @ unit.mT + eps * torch.eye(unit.shape[1], dtype=unit.dtype, device=unit.device)
     return entropy * ensemble_entropy(new, olds, labels) - volume * torch.linalg.slogdet(gram).logabsdet.mean()
 
@@ -205,16 +206,9 @@ def _gradient(term: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
 def _inverted(new: Tensor, olds: list[Tensor], labels: Tensor, temperature: float) -> Tensor:
     if temperature <= 0:
         raise BadValue(f"temperature is {temperature!r}; it must be a number above 0.")
-    q = _mean_probabilities([_wrong(old, labels) / temperature for old in olds])
+    q = _mean_probabilities([without(old, labels) / temperature for old in olds])
     target = (1 - q) / (q.shape[1] - 1)
-    return -(target * (_wrong(new, labels) / temperature).log_softmax(1)).sum(1)
-
-
-def _wrong(logits: Tensor, labels: Tensor) -> Tensor:
-    """(n, k - 1) logits without the label's."""
-    # By positions and not by a mask, whose count a GPU would have to tell first.
-    rest = torch.arange(logits.shape[1] - 1, device=logits.device)
-    return logits.gather(1, rest + (rest >= labels[:, None]))
+    return -(target * (without(new, labels) / temperature).log_softmax(1)).sum(1)
 
 
 def _mean_probabilities(logits: Sequence[Tensor]) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from reptrans import paths
 from reptrans.checkpoints import default_recipe, fingerprint
 from reptrans.data import Dataset, Loader, Split
+from reptrans.data.loader import training_loader
 from reptrans.errors import BadValue, check_whole
 from reptrans.extension.condition import Condition, labelled
 from reptrans.extension.hidden import own_name
@@ -141,12 +142,9 @@ class _Setting:
 
 def _trained(s: _Setting, k: int, olds: list[nn.Module], make: MakeCondition | None) -> tuple[Condition, pd.DataFrame]:
     """Objective and rows of network k, trained or, where its file says that it was, loaded."""
-    seed, whole = network_seed(s.seed, k), len(s.dataset.train) >= s.batch_size
+    seed = network_seed(s.seed, k)
     objective = _objective(s, s.network(seed), list(olds), make)
-    loader = s.dataset.loader(
-        "train", s.batch_size, shuffle=True, seed=seed, augment=s.augment, drop_last=whole, device=s.device,
-        dtype=s.plan.dtype,
-    )  # fmt: skip
+    loader = training_loader(s.dataset, s.batch_size, seed, s.augment, device=s.device, dtype=s.plan.dtype)
     file = s.folder / _file_name(s, k, objective.settings, olds if make else [])
     plan = replace(s.plan, seed=seed)
     rows = fit(objective, objective.modules_to_train(), loader, plan, checkpoint=file, label=f"network {k}")

@@ -24,7 +24,8 @@ class Pixels(nn.Module):
     def __init__(self, start: Tensor):
         super().__init__()
         check_start(start)
-        self.values = nn.Parameter(start.detach().clone())
+        self._prepare(start)
+        self.values = nn.Parameter(self._written(start.detach()).clone())
 
     def forward(self) -> Tensor:
         return self.values
@@ -32,10 +33,16 @@ class Pixels(nn.Module):
     @torch.no_grad()
     def set(self, images: Tensor) -> None:
         """Go on from these images."""
-        self.values.copy_(images)
+        self.values.copy_(self._written(images))
+
+    def _prepare(self, start: Tensor) -> None:
+        """What has to be known of the images before they are written."""
+
+    def _written(self, images: Tensor) -> Tensor:
+        return images
 
 
-class Fourier(nn.Module):
+class Fourier(Pixels):
     """Images (n, c, h, w) as Fourier coefficients z, those of low frequencies moving most:
 
         a = 1/2 + F⁻¹(z / max(f, 1 / max(h, w))) / 4
@@ -44,24 +51,16 @@ class Fourier(nn.Module):
     rounding. Source: Olah, Mordvintsev & Schubert (2017), lucid. Deviation: no sigmoid and no colour decorrelation.
     """
 
-    def __init__(self, start: Tensor):
-        super().__init__()
-        check_start(start)
+    def _prepare(self, start: Tensor) -> None:
         self.size = tuple(start.shape[-2:])
         frequency = torch.hypot(torch.fft.fftfreq(self.size[0])[:, None], torch.fft.rfftfreq(self.size[1])[None])
         self.register_buffer("gain", 1 / frequency.clamp_min(1 / max(self.size)).to(start))
-        self.values = nn.Parameter(self._coefficients(start.detach()))
 
     def forward(self) -> Tensor:
         spectrum = torch.view_as_complex(self.values) * self.gain
         return 0.5 + torch.fft.irfft2(spectrum, s=self.size, norm="ortho") / 4
 
-    @torch.no_grad()
-    def set(self, images: Tensor) -> None:
-        """Go on from these images."""
-        self.values.copy_(self._coefficients(images))
-
-    def _coefficients(self, images: Tensor) -> Tensor:
+    def _written(self, images: Tensor) -> Tensor:
         return torch.view_as_real(torch.fft.rfft2(4 * (images - 0.5), norm="ortho") / self.gain)
 
 

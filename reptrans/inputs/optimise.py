@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from reptrans.errors import BadValue, Diverged, ShapeMismatch, check_whole, own_arguments
 from reptrans.inputs.fronts import fast_front, frozen
-from reptrans.inputs.image import Fourier, Pixels, check_images, noise
+from reptrans.inputs.image import Pixels, check_images, noise
 from reptrans.inputs.objective import Objective, Projection, Term, Transform, match, total_variation
 from reptrans.inputs.recovery import input_errors, mse, outside
 from reptrans.randomness import generator_of
@@ -39,7 +39,7 @@ class Inversion:
 @own_arguments
 def optimise_input(
     objective: Objective,
-    image: Pixels | Fourier | Tensor,
+    image: Pixels | Tensor,
     *,
     prior: Sequence[Term] = DEFAULT_PRIOR,
     transforms: Sequence[Transform] = (),
@@ -203,13 +203,13 @@ def _check_kinds(objective: object, image: object, prior: object) -> None:
             f"the objective is a {type(objective).__name__}; give class_logit(…), match(…), or, of a function of "
             "images that gives their losses (n,), Objective(function, (network,))."
         )
-    if not isinstance(image, (Pixels, Fourier)):
+    if not isinstance(image, Pixels):
         raise BadValue(f"the image is a {type(image).__name__}; give Pixels(images) or Fourier(images), which move it.")
     if not (isinstance(prior, Sequence) and all(map(callable, prior))):
         raise BadValue(f"prior is {prior!r}; it is a list of terms such as total_variation(0.1), or () for none.")
 
 
-def _check_start(objective: Objective, image: Pixels | Fourier, reference: Tensor | None) -> None:
+def _check_start(objective: Objective, image: Pixels, reference: Tensor | None) -> None:
     images = image()
     losses = objective(images)
     if reference is not None and (reference.shape[1:] != images.shape[1:] or len(reference) not in (1, len(images))):

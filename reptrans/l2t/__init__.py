@@ -3,8 +3,16 @@
 `Pairs` measure, `Weights` weigh, `meta_gradient` says how the weights should move; `Transfer` is what `fit` minimises.
 """
 
-from reptrans.l2t.baselines import METHODS, Answers, AttentionTransfer, Method, start_from
-from reptrans.l2t.links import channel_histogram, evenness, matching_lines, on_bright, saliency
+from reptrans.l2t.baselines import (
+    METHODS,
+    Answers,
+    AttentionTransfer,
+    Method,
+    evenness,
+    on_bright,
+    saliency,
+    start_from,
+)
 from reptrans.l2t.matching import Matching, Pairs, Together, Weights, dead
 from reptrans.l2t.probe import MetaGradient, meta_gradient
 from reptrans.l2t.transfer import Meta, Transfer
@@ -22,10 +30,8 @@ __all__ = [
     "Together",
     "Transfer",
     "Weights",
-    "channel_histogram",
     "dead",
     "evenness",
-    "matching_lines",
     "meta_gradient",
     "on_bright",
     "saliency",

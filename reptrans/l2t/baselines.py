@@ -1,4 +1,4 @@
-"""What transfer by learned matching is compared with: parts that need no meta-learning, and the table of methods."""
+"""What transfer by learned matching is compared with, parts that need no meta-learning; and what results look at."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from reptrans.attribution import saliency_maps
 from reptrans.errors import BadValue, Table
 from reptrans.l2t.matching import Looked, Pair, both
 from reptrans.matching import Match, attention, l2, softened_kl
@@ -146,3 +147,21 @@ def before_head(net: nn.Module, example: Tensor) -> tuple[str, nn.Linear]:
             f"{type(net).__name__} has no linear layer that gets another layer's output, to take for its head."
         )
     return heads[-1]
+
+
+def saliency(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """`saliency_maps` (n, h, w) of the labels (n,), each image's adding up to 1; zeros where no pixel matters."""
+    found = saliency_maps(net, images, labels)
+    return found / found.sum((1, 2), keepdim=True).clamp_min(1e-12)
+
+
+def on_bright(net: nn.Module, images: Tensor, labels: Tensor, raw: Tensor) -> Tensor:
+    """The share (n,) of each image's saliency on pixels whose largest channel in `raw` (n, c, h, w) beats its mean."""
+    found = saliency(net, images, labels)
+    bright = raw.to(found.device, torch.float64).amax(1)
+    return (found * (bright > bright.mean((1, 2), keepdim=True))).sum((1, 2))
+
+
+def evenness(weights: Tensor) -> Tensor:
+    """exp(entropy) / C of each row of shares (n, C): 1 where all channels weigh the same, 1 / C for a single one."""
+    return torch.special.entr(weights).sum(1).exp() / weights.shape[1]

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from reptrans.errors import BadValue, ShapeMismatch, choose
 from reptrans.layers import record
+from reptrans.matching import at_least_single
 from reptrans.randomness import drawing
 from reptrans.training import evaluating
 from reptrans.training.batches import answers_of, checked_network
@@ -110,8 +111,7 @@ def resized(x: Tensor, size: tuple[int, int], how: str) -> Tensor:
 
 def as_maps(x: Tensor) -> Tensor:
     """(n, c) as (n, c, 1, 1); at least float32."""
-    x = x if x.ndim == 4 else x[:, :, None, None]
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    return at_least_single(x if x.ndim == 4 else x[:, :, None, None])
 
 
 def _differences(source: Maps, x: Tensor, regressor: nn.Conv2d) -> Tensor:

@@ -18,8 +18,7 @@ from torch.func import functional_call
 
 from reptrans.errors import BadValue, Diverged, ShapeMismatch, check_whole, choose
 from reptrans.l2t.matching import Looked, Matching, Pair, look, means
-from reptrans.l2t.norm import CheaperNorms, batch_statistics
-from reptrans.l2t.probe import ORDERS, MetaGradient, meta_gradient
+from reptrans.l2t.probe import ORDERS, CheaperNorms, MetaGradient, batch_statistics, meta_gradient
 from reptrans.training import accuracy, classification_loss, evaluating
 from reptrans.training.batches import answers_of, checked_network
 from reptrans.training.evaluation import device_of, keeping_random_state

@@ -25,6 +25,7 @@ from reptrans.matching.transforms import Distance as Distance
 from reptrans.matching.transforms import Transform as Transform
 from reptrans.matching.transforms import (
     above_0,
+    at_least_single,
     attention,
     half_l2,
     identity,
@@ -39,7 +40,7 @@ from reptrans.matching.transforms import (
     softened_kl,
     unit,
     unit_channels,
-    whole,
+    without,
 )
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "Teacher",
     "above_0",
     "affine",
+    "at_least_single",
     "attention",
     "check_taps",
     "conv1x1",
@@ -75,5 +77,5 @@ __all__ = [
     "term_names",
     "unit",
     "unit_channels",
-    "whole",
+    "without",
 ]

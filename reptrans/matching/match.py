@@ -7,12 +7,11 @@ number of channels. A `Learned` is a recipe, and becomes a module when the shape
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reptrans.errors import ShapeMismatch
-from reptrans.matching.transforms import Distance, identity
+from reptrans.matching.transforms import Distance, at_least_single, identity
 from reptrans.training.evaluation import loss_of
 
 
@@ -132,8 +131,8 @@ class Match:
 
     def values(self, teacher: dict[str, Tensor], student: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], ...]:
         """(teacher's, student's) values at the taps, resized where asked for, in float32 at least."""
-        t = tuple(_wide(teacher[tap]) for tap in self.teacher_taps)
-        s = tuple(_wide(student[tap]) for tap in self.student_taps)
+        t = tuple(at_least_single(teacher[tap]) for tap in self.teacher_taps)
+        s = tuple(at_least_single(student[tap]) for tap in self.student_taps)
         if self.resize:
             t, s = zip(*(resized(a, b) for a, b in zip(t, s, strict=True)), strict=True)
         return t, s
@@ -152,9 +151,9 @@ class CrossEntropy:
     def value(self, logits: Tensor, labels: Tensor, counted: Tensor | None = None) -> Tensor:
         """The mean over all images, or over those that are `counted` (b,), which is 0 where none is."""
         if counted is None:
-            return loss_of(_wide(logits), labels)
-        counted = counted.to(_wide(logits).dtype)
-        return (loss_of(_wide(logits), labels, "none") * counted).sum() / counted.sum().clamp_min(1)
+            return loss_of(at_least_single(logits), labels)
+        counted = counted.to(at_least_single(logits).dtype)
+        return (loss_of(at_least_single(logits), labels, "none") * counted).sum() / counted.sum().clamp_min(1)
 
 
 def resized(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,8 +183,3 @@ def term_names(losses: Sequence[Match | CrossEntropy]) -> list[str]:
 def label(part: object) -> str:
     """How tables name a transform or distance."""
     return getattr(part, "label", None) or getattr(part, "__name__", type(part).__name__).replace("_", " ")
-
-
-def _wide(x: Tensor) -> Tensor:
-    # Squares and sums of thousands of bfloat16 numbers would keep two digits.
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

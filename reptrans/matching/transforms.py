@@ -23,13 +23,6 @@ def above_0(more: str = "", **numbers: float) -> None:
             raise BadValue(f"{name} is {value!r}; it must be a number above 0{more}.")
 
 
-def whole(**numbers: int) -> None:
-    """Raise BadValue for what is no whole number from 1 on."""
-    for name, value in numbers.items():
-        if type(value) is not int or value < 1:
-            raise BadValue(f"{name} is {value!r}; it must be a whole number from 1 on.")
-
-
 Transform = Callable[[Tensor], Tensor]
 
 
@@ -140,6 +133,18 @@ def soft_cross_entropy(temperature: float = 1.0) -> Distance:
 
     distance.label = f"cross-entropy at T={temperature:g}"
     return distance
+
+
+def without(x: Tensor, left_out: Tensor) -> Tensor:
+    """x (n, k) without one entry of each row, the one at `left_out` (n,): (n, k - 1)."""
+    # By positions and not by a mask, whose count a GPU would have to tell first.
+    place = torch.arange(x.shape[1] - 1, device=x.device)
+    return x.gather(1, place + (place >= left_out[:, None]))
+
+
+def at_least_single(x: Tensor) -> Tensor:
+    """x in float32 at least: squares and sums of thousands of bfloat16 numbers would keep two digits."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def root(x: Tensor, of: Callable[[Tensor], Tensor] = Tensor.sqrt) -> Tensor:

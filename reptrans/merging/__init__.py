@@ -7,15 +7,8 @@ vectors between networks of one architecture; `compare_spaces` between any with 
 from reptrans.attribution import map_correlation, saliency_maps
 from reptrans.merging.align import ALIGNMENTS, aligned
 from reptrans.merging.fitting import FAIR, SOURCE, Matching, match_models
-from reptrans.merging.interpolate import (
-    barrier,
-    interpolated,
-    path_rows,
-    reestimated,
-    rescaled,
-    task_vector,
-    with_task_vectors,
-)
+from reptrans.merging.interpolate import barrier, interpolated, path_rows, task_vector, with_task_vectors
+from reptrans.merging.repair import reestimated, rescaled
 from reptrans.merging.units import Units, permuted, unit_groups
 from reptrans.moved import moved
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from reptrans.errors import BadValue, ShapeMismatch, UnknownName, suggest
-from reptrans.models import chains, inception, resnet
+from reptrans.models import chains, resnet
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,11 @@ class Family:
 _K = r"([1-9]\d*)"
 FAMILIES = (
     Family("lenet", chains.lenet, "lenet", smallest=16),
-    Family("tiny10", chains.tiny10, "tiny10", smallest=27),
-    Family("nbn_tiny10", chains.nbn_tiny10, "nbn_tiny10", smallest=27),
+    Family("(nbn_)?tiny10", chains.tiny10, "tiny10 nbn_tiny10", smallest=27),
     Family("dense", chains.dense, "dense"),
     Family(f"cnn3_w{_K}", chains.cnn3, "cnn3_w8 cnn3_w16 cnn3_w32", smallest=4),
     Family(f"cnn5_w{_K}", chains.cnn5, "cnn5_w8 cnn5_w16", smallest=4),
-    Family("inceptionv1", inception.inceptionv1, "inceptionv1", smallest=32),
+    Family("inceptionv1", chains.inceptionv1, "inceptionv1", smallest=32),
     Family(
         f"resnet20(?:_w{_K})?",
         resnet.resnet20_w,

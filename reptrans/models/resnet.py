@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from reptrans.errors import BadValue
-from reptrans.models.parts import Add, Size, he_fan_out, head
+from reptrans.models.chains import Add, Size, he_fan_out, head
 
 
 class BasicBlock(nn.Module):

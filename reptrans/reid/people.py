@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from reptrans.data import Split
+from reptrans.data.loader import mixed
 from reptrans.errors import BadData, BadValue, ShapeMismatch
 from reptrans.matching import above_0
+from reptrans.randomness import generator_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,8 +155,7 @@ class Pairs:
 
     def choose(self, epoch: int) -> list[tuple[Tensor, ...]]:
         """Positions by batch: first (b,), second (b,), whether they are the same person, and targets (2, b)."""
-        (state,) = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)
-        g, who, n = torch.Generator().manual_seed(int(state >> 1)), self.people.identities, len(self.people)
+        g, who, n = generator_of(mixed(self.seed, epoch)), self.people.identities, len(self.people)
         first = torch.randperm(n, generator=g)
         same_person = who[first, None] == who
         others = same_person & (first[:, None] != torch.arange(n))

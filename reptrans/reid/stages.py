@@ -4,11 +4,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from reptrans.data.loader import mixed
 from reptrans.distillation.methods import fd_gan
 from reptrans.errors import BadValue
 from reptrans.layers.network import keeping_modes
@@ -169,8 +169,7 @@ class Optimisers(dict[str, torch.optim.Optimizer]):
 def _epoch(parts: Parts, pairs: Pairs, stage: Stage, optimisers: Optimisers, epoch: int, seed: int) -> dict:
     _set_modes(parts, stage)
     optimisers.set_share(stage.share(epoch))
-    (state,) = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
-    draws = torch.Generator().manual_seed(int(state >> 1))
+    draws = generator_of(mixed(seed, epoch))
     sums = Sums(stage.epochs + stage.decay, epoch + 1, pairs.device)
     pairs.epoch, step = epoch, epoch * len(pairs)
     for batch in pairs:

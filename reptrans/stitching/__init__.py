@@ -7,8 +7,7 @@ Representations".
 """
 
 from reptrans.moved import moved
-from reptrans.stitching.direct import AffineMap, departure, direct_matching
-from reptrans.stitching.initial import INITS, MASKS, initial_map, mask_matrix
+from reptrans.stitching.direct import INITS, MASKS, AffineMap, departure, direct_matching, initial_map, mask_matrix
 from reptrans.stitching.null import NullStitch, stitch_from_noise, stitch_from_others
 from reptrans.stitching.relative import inverse_relative, relative
 from reptrans.stitching.stitch import FORMS, Stitch, StitchedNetwork

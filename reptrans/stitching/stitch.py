@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
-from reptrans.errors import BadValue, ShapeMismatch, UnknownName, suggest
+from reptrans.errors import BadValue, ShapeMismatch, choose
 from reptrans.layers.axes import patch_square
 from reptrans.layers.values import answer
 
@@ -178,8 +178,7 @@ def _affine_of(norm: nn.BatchNorm1d | None, size: int) -> tuple[Tensor, Tensor]:
 
 def _parametrise(stitch: Stitch, form: str, rank: int | None, mask: Tensor | None) -> None:
     q, p = stitch.weight.shape
-    if form not in FORMS:
-        raise UnknownName(f"Unknown form of stitch {form!r}. {suggest(form, FORMS)}")
+    choose(form, FORMS, "Unknown form of stitch {}")
     if form == "low rank":
         if rank is None or not 1 <= rank <= min(p, q):
             raise BadValue(f"A low-rank stitch of {p} → {q} channels needs a rank from 1 to {min(p, q)}; given {rank}.")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reptrans.data import Batch, Loader, Split
-from reptrans.errors import UnknownName, suggest
+from reptrans.errors import choose
 from reptrans.layers.values import answer
 from reptrans.similarity import linear_cka
 from reptrans.stitching.frozen import kept
@@ -32,9 +32,7 @@ def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float = 1.0
 
 def needs_parents(target: str) -> bool:
     """Whether the target uses the logits of the front's and the end's own networks."""
-    if target not in TARGETS:
-        raise UnknownName(f"Unknown target {target!r}. {suggest(target, TARGETS)}")
-    return target != "hard"
+    return choose(target, TARGETS, "Unknown target {}") != "hard"
 
 
 def soft_target_loss(target: str, logits: Tensor, front: Tensor, end: Tensor, temperature: float = 1.0) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 
 from papermill import inspect_notebook
 
-from reptrans.errors import BadData, BadValue, UnknownName, suggest
+from reptrans.errors import BadData, BadValue, choose
 
 Point = dict[str, Any]
 Grid = Mapping[str, str | Iterable[Any]]
@@ -104,9 +104,7 @@ def _lines(table: Path) -> list[Point]:
 
 def typed(name: str, value: Any, known: Mapping[str, type | None]) -> Any:
     """A text as a value of the parameter's type, see `points`; `known` as `declared` gives it."""
-    if name not in known:
-        raise UnknownName(f"the notebook has no parameter {name!r}. {suggest(name, known)}")
-    kind = known[name]
+    kind = choose(name, known, "the notebook has no parameter {}")
     if not isinstance(value, str) or kind is str:
         return value
     if kind is None:

@@ -12,10 +12,10 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from reptrans.data.loader import mixed, training_loader
 from reptrans.errors import BadValue, Diverged, ShapeMismatch, choose
 from reptrans.layers.network import keeping_modes
 from reptrans.progress import progress
@@ -186,10 +186,7 @@ def train_classifier(
             "load_dataset. Loaders of your own are trained on with fit."
         )
     place = {"device": device, "dtype": plan.dtype}
-    whole = len(dataset.train) >= batch_size
-    train = dataset.loader(
-        "train", batch_size, shuffle=True, seed=batch_seed, augment=augment, drop_last=whole, **place
-    )
+    train = training_loader(dataset, batch_size, batch_seed, augment, **place)
     test = dataset.loader("test", batch_size, **place)
 
     def objective(batch, progress):
@@ -246,7 +243,8 @@ class _Loop:
         return rows
 
     def _epoch(self, epoch: int, ticks: Iterator) -> dict:
-        _seed(self.plan.seed, epoch, self.device)
+        # From both numbers, so that an epoch's draws do not need those before.
+        seed_generators(mixed(self.plan.seed, epoch), self.device)
         for module in self.keeper.modules.values():
             module.train()
         if hasattr(self.loader, "epoch"):
@@ -328,9 +326,3 @@ def _check_classes(logits: torch.Tensor, dataset: object) -> None:
             f"the network's output is {tuple(logits.shape)}, but {dataset.name} has {dataset.num_classes} classes. "
             f"Build the network with num_classes={dataset.num_classes}."
         )
-
-
-def _seed(seed: int, epoch: int, device: torch.device) -> None:
-    """Seed the CPU's and `device`'s generator from both numbers, so that an epoch's draws do not need those before."""
-    mixed = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    seed_generators(mixed, device)

@@ -22,12 +22,12 @@ from torchvision.transforms import functional as by_one
 
 from reptrans.checkpoints import load_network
 from reptrans.data import Loader, Split, load_dataset
-from reptrans.data.augment import Draws
+from reptrans.data.loader import Draws
 from reptrans.layers import end, front
 from reptrans.models import build
 from reptrans.stitching import Stitch, StitchedNetwork, direct_matching, train_stitch
+from reptrans.stitching.direct import initial_map
 from reptrans.stitching.frozen import collect_moments
-from reptrans.stitching.initial import initial_map
 from reptrans.training import Plan, evaluate
 
 BATCH, IMAGES = 128, 1024

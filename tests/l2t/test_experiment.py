@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
@@ -29,7 +28,7 @@ from reptrans.experiments.l2t import (
     transfer_of,
     trials,
 )
-from reptrans.l2t import METHODS, channel_histogram, evenness, matching_lines, on_bright, saliency
+from reptrans.l2t import METHODS, evenness, on_bright, saliency
 from reptrans.models import build
 
 SMALL = {
@@ -349,23 +348,6 @@ def test_saliency_by_hand():
     found = saliency(net, normal(2, 2, 2, 2), labels)
     expected = net[1].weight[labels].reshape(2, 2, 2, 2).abs().sum(1)
     torch.testing.assert_close(found, (expected / expected.sum((1, 2), keepdim=True)).detach())
-
-
-def test_lines_are_as_wide_as_lambda():
-    ax = matching_lines({("a", "x"): 2.0, ("a", "y"): 0.5, ("b", "y"): 0.0}, most=4.0)
-    assert [line.get_linewidth() for line in ax.lines[:3]] == [5.0, 1.25, 0.0]
-    assert [text.get_text() for text in ax.texts] == ["a", "b", "x", "y"]
-    with pytest.raises(BadValue, match="strengths is empty"):
-        matching_lines({})
-    plt.close("all")
-
-
-def test_histogram_of_uniform_weights_stands_at_one():
-    ax = channel_histogram({("a", "x"): torch.full((5, 4), 0.25)})
-    (shape,) = ax.patches
-    drawn = shape.get_xy()
-    assert drawn[drawn[:, 1] > 0][:, 0].min() > 0.9 and drawn[drawn[:, 1] > 0][:, 0].max() < 1.1
-    plt.close("all")
 
 
 @pytest.mark.parametrize(

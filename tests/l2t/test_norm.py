@@ -6,7 +6,7 @@ from l2t.networks import normal
 from torch import nn
 from torch.nn import functional as F
 
-from reptrans.l2t.norm import CheaperNorms, batch_norm
+from reptrans.l2t.probe import CheaperNorms, batch_norm
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 5, 2), (6, 3), (3, 3, 4)])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.errors import BadValue, ShapeMismatch
-from reptrans.matching import CrossEntropy, Distance, Match, above_0, label, softened_kl
+from reptrans.matching import CrossEntropy, Distance, Match, above_0, label, softened_kl, without
 from reptrans.matching.match import Weight
 
 
@@ -114,8 +114,7 @@ def others(logits: Tensor, labels: Tensor) -> Tensor:
         raise ShapeMismatch(
             f"logits are {tuple(logits.shape)} and labels {tuple(labels.shape)}; they must be (n, classes) and (n,)."
         )
-    place = torch.arange(logits.shape[1] - 1, device=logits.device)
-    return logits.gather(1, place + (place >= labels[:, None]))
+    return without(logits, labels)
 
 
 def rising(weight: float, share: float) -> Weight:

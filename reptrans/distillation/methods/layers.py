@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reptrans.distillation.method import Method, Pair, Stage
-from reptrans.errors import BadValue, ShapeMismatch, choose
+from reptrans.errors import BadValue, ShapeMismatch, check_whole, choose
 from reptrans.matching import (
     CrossEntropy,
     Distance,
@@ -21,7 +21,6 @@ from reptrans.matching import (
     norm_l2,
     unit,
     unit_channels,
-    whole,
 )
 from reptrans.randomness import generator_of
 
@@ -210,7 +209,7 @@ def lsl(pair: Pair, *, pairs: int = 2, dimension: int = 64, weight: float = 1.0,
 
     `seed`: of the teacher's projections. Raises BadValue, where a network has fewer rectified layers.
     """
-    whole(dimension=dimension)
+    check_whole("dimension", dimension, 1)
     matches = [
         Match(t, s, norm_l2, fixed_projection(dimension, seed + k), trained_projection(dimension), weight)
         for k, (t, s) in enumerate(selected_pairs(pair, pairs))

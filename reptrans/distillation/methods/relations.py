@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reptrans.distillation.method import Method, Pair, Stage
-from reptrans.errors import BadValue, choose
-from reptrans.matching import CrossEntropy, Match, Transform, above_0, mean_squares, root, same_shape, unit, whole
+from reptrans.errors import BadValue, check_whole, choose
+from reptrans.matching import CrossEntropy, Match, Transform, above_0, mean_squares, root, same_shape, unit, without
 from reptrans.similarity.cka import squared_distances
 
 
@@ -189,7 +189,7 @@ def neighbours(kernel: str = "cosine", sigma: float | None = None, *, itself: bo
 
     def transform(x: Tensor) -> Tensor:
         logs = log_kernel(x)
-        return F.log_softmax(logs if itself else _others(logs), 1)
+        return F.log_softmax(logs if itself else without(logs, torch.arange(len(x), device=x.device)), 1)
 
     transform.label = f"{kernel} neighbours"
     return transform
@@ -219,14 +219,6 @@ def _gaussian(x: Tensor, sigma: float | None) -> Tensor:
         # Where all features are the same there is no width to speak of.
         sigma = torch.where(sigma > 0, sigma, 1.0)
     return -squares / sigma
-
-
-def _others(x: Tensor) -> Tensor:
-    """A square matrix (n, n) without its diagonal, (n, n - 1)."""
-    # By positions and not by a mask, whose count a GPU would have to tell first.
-    rows = torch.arange(len(x), device=x.device)[:, None]
-    columns = rows[:-1].T
-    return x.gather(1, columns + (columns >= rows))
 
 
 divergence.label, mean_divergence.label = "KL", "mean KL with self-pairs"
@@ -262,7 +254,7 @@ def neighbour_weights(neighbours: int = 5, sigma: float | None = None) -> Transf
 
     `sigma` > 0 in the features' units, None for the batch's own. Raises BadValue.
     """
-    whole(neighbours=neighbours)
+    check_whole("neighbours", neighbours, 1)
     if sigma is not None:
         above_0(", or None for the batch's own width", sigma=sigma)
 
