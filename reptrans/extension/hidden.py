@@ -21,7 +21,7 @@ from reptrans.errors import BadValue, ShapeMismatch, check_whole, choose
 from reptrans.extension.condition import Condition, check_numbers, labelled, reverse_gradient
 from reptrans.layers import end, front, record
 from reptrans.layers.values import answer, chosen, replaced
-from reptrans.matching import at_least_single, unit
+from reptrans.matching.transforms import at_least_single, unit
 from reptrans.randomness import drawing
 from reptrans.similarity import linear_cka
 from reptrans.training import evaluating

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from reptrans.errors import BadValue, ShapeMismatch, UnknownName, choose, suggest
 from reptrans.extension.condition import Condition, check_numbers, labelled
 from reptrans.layers import front
-from reptrans.matching import without
+from reptrans.matching.transforms import without
 from reptrans.training.batches import answers_of
 
 STEPS = ("together", "pcgrad", "alternating")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from reptrans.errors import BadValue, ShapeMismatch, choose
 from reptrans.layers import record
-from reptrans.matching import at_least_single
+from reptrans.matching.transforms import at_least_single
 from reptrans.randomness import drawing
 from reptrans.training import evaluating
 from reptrans.training.batches import answers_of, checked_network

@@ -25,7 +25,6 @@ from reptrans.matching.transforms import Distance as Distance
 from reptrans.matching.transforms import Transform as Transform
 from reptrans.matching.transforms import (
     above_0,
-    at_least_single,
     attention,
     half_l2,
     identity,
@@ -40,7 +39,6 @@ from reptrans.matching.transforms import (
     softened_kl,
     unit,
     unit_channels,
-    without,
 )
 
 __all__ = [
@@ -52,7 +50,6 @@ __all__ = [
     "Teacher",
     "above_0",
     "affine",
-    "at_least_single",
     "attention",
     "check_taps",
     "conv1x1",
@@ -77,5 +74,4 @@ __all__ = [
     "term_names",
     "unit",
     "unit_channels",
-    "without",
 ]

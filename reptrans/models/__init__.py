@@ -11,7 +11,7 @@ from reptrans.errors import BadValue, check_whole
 from reptrans.models.families import make, model_names
 from reptrans.models.from_transformers import transformers_network
 from reptrans.models.from_user import source_digest, users_network
-from reptrans.models.library import timm_network, torchvision_network
+from reptrans.models.library import Asked, timm_network, torchvision_network
 from reptrans.models.resnet import from_l2t
 from reptrans.randomness import drawing
 
@@ -51,7 +51,7 @@ def build(
             check_whole(argument, value, 1)
     if library := LIBRARIES.get(name.partition("/")[0] if "/" in name else ""):
         with drawing(seed):
-            return library(name, num_classes, in_channels, size, weights, options).float()
+            return library(Asked(name, num_classes, in_channels, size, weights, options)).float()
     if weights is not None:
         raise BadValue(
             f"weights={weights!r} is for networks of {', '.join(LIBRARIES)}; {name} starts with random weights. To "

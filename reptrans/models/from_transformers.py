@@ -12,18 +12,11 @@ import torch
 from torch import nn
 
 from reptrans.errors import BadCheckpoint, BadValue, NotAvailable, UnknownName, near
-from reptrans.models.library import library, refuse_large, refuse_other, rehearsed
+from reptrans.models.library import Asked, library, refuse_large, refuse_other, rehearsed
 from reptrans.paths import expanded
 
 
-def transformers_network(
-    name: str,
-    num_classes: int | None,
-    in_channels: int,
-    image_size: tuple[int, int],
-    weights: str | None,
-    options: dict,
-) -> nn.Module:
+def transformers_network(asked: Asked) -> nn.Module:
     """`hf/TYPE` (bert, gpt2, vit), `hf/path/to/folder` with config.json, or `hf/OWNER/NAME` of the hub.
 
     A type has fresh weights, and `options` are those of its configuration: `hidden_size=32, num_hidden_layers=2`. A
@@ -31,6 +24,7 @@ def transformers_network(
     the local cache; `weights="default"` also fetches it. `num_classes`, `in_channels` and `image_size` are for images.
     Raises UnknownName, BadValue, BadCheckpoint for a folder that is not complete, NotAvailable.
     """
+    name, num_classes, in_channels, image_size, weights, options = asked
     library("transformers", "hf", name)
     if weights not in (None, "default"):
         raise UnknownName(f"{name} has no weights {weights!r}. Possible: default, which may fetch them, or None.")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -14,6 +15,17 @@ from reptrans.errors import BadValue, NotAvailable, ShapeMismatch, UnknownName, 
 from reptrans.randomness import drawing, made_as
 
 FRESH = "use weights=None for fresh weights."
+
+
+class Asked(NamedTuple):
+    """What is asked of a library, as `build` takes it; `image_size` is (height, width)."""
+
+    name: str
+    num_classes: int | None
+    in_channels: int
+    image_size: tuple[int, int]
+    weights: str | None
+    options: dict
 
 
 def library(module: str, extra: str, name: str) -> ModuleType:
@@ -60,14 +72,7 @@ def rehearsed(net: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     return net.train()
 
 
-def torchvision_network(
-    name: str,
-    num_classes: int | None,
-    in_channels: int,
-    image_size: tuple[int, int],
-    weights: str | None,
-    options: dict,
-) -> nn.Module:
+def torchvision_network(asked: Asked) -> nn.Module:
     """`torchvision/NAME` with fresh weights (`None`), the `"default"` ones, or those of an enum name (IMAGENET1K_V1).
 
     Raises UnknownName for a network or for weights, BadValue for another number of channels than 3 or of classes than
@@ -75,6 +80,7 @@ def torchvision_network(
     """
     import torchvision  # slow to import, and most users of this package never need it
 
+    name, num_classes, in_channels, image_size, weights, options = asked
     short = name.removeprefix("torchvision/")
     known = torchvision.models.list_models(module=torchvision.models)
     choose(short, known, "torchvision has no classification network {}", listed="Networks")
@@ -134,14 +140,7 @@ def _vit_side(short: str, image_size: tuple[int, int]) -> int:
     return image_size[0]
 
 
-def timm_network(
-    name: str,
-    num_classes: int | None,
-    in_channels: int,
-    image_size: tuple[int, int],
-    weights: str | None,
-    options: dict,
-) -> nn.Module:
+def timm_network(asked: Asked) -> nn.Module:
     """`timm/NAME` with fresh weights (`None`), the `"default"` ones, or those of a tag (a1_in1k).
 
     A network made for one size of images (a vision transformer) is made for `image_size`, and one that does not take
@@ -150,6 +149,7 @@ def timm_network(
     Raises UnknownName for a network or for weights, BadValue for what timm refuses or for other classes or channels
     than the weights have, NotAvailable without timm or where the weights cannot be fetched.
     """
+    name, num_classes, in_channels, image_size, weights, options = asked
     timm = library("timm", "timm", name)
     short, _, tag = name.removeprefix("timm/").partition(".")
     if not timm.is_model(short):

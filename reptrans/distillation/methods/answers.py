@@ -7,8 +7,9 @@ from torch import Tensor
 
 from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.errors import BadValue, ShapeMismatch
-from reptrans.matching import CrossEntropy, Distance, Match, above_0, label, softened_kl, without
+from reptrans.matching import CrossEntropy, Distance, Match, above_0, label, softened_kl
 from reptrans.matching.match import Weight
+from reptrans.matching.transforms import without
 
 
 def plain(pair: Pair) -> Method:

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.errors import BadValue, check_whole, choose
-from reptrans.matching import CrossEntropy, Match, Transform, above_0, mean_squares, root, same_shape, unit, without
+from reptrans.matching import CrossEntropy, Match, Transform, above_0, mean_squares, root, same_shape, unit
+from reptrans.matching.transforms import without
 from reptrans.similarity.cka import squared_distances
 
 
