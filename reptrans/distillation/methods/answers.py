@@ -28,10 +28,7 @@ def kd(pair: Pair, *, temperature: float = 4.0, weight: float = 0.9, task: float
 
     The method with `task` times cross-entropy; defaults T = 4, 0.1 and 0.9 are those of Tian et al. 2020.
     """
-    return Method(
-        "kd", [Stage([CrossEntropy(task), logits(temperature, weight)])], paper="hinton2015",
-        loses="the features",
-    )  # fmt: skip
+    return Method("kd", [Stage([CrossEntropy(task), logits(temperature, weight)])])
 
 
 def logits(temperature: float = 4.0, weight=1.0) -> Match:
@@ -69,7 +66,7 @@ def dkd(
         )
         for name, part, weight in terms
     ]  # fmt: skip
-    return Method("dkd", [Stage([CrossEntropy(), *matches])], paper="zhao2022", loses="the features")
+    return Method("dkd", [Stage([CrossEntropy(), *matches])])
 
 
 def with_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

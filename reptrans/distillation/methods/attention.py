@@ -36,19 +36,13 @@ def at(
     transform = attention(power, reduce)
     matches = [Match(t, s, distance, transform, transform, weight, resize=True) for t, s in pair.groups]
     task = kd(pair).stages[0].losses if with_kd else [CrossEntropy()]
-    return Method(
-        "at", [Stage([*task, *matches])], entry=8, scale_free=True, paper="zagoruyko2017",
-        loses="channels, and the map's strength",
-    )  # fmt: skip
+    return Method("at", [Stage([*task, *matches])], scale_free=True)
 
 
 def at_gradient(pair: Pair, *, beta: float = 2.0) -> Method:
     """The gradient-based method; every step differentiates the student twice."""
     match = Match("grad:loss", "grad:loss", norm_l2, weight=beta / 2)
-    return Method(
-        "at_gradient", [Stage([CrossEntropy(), match])], entry=8, paper="zagoruyko2017",
-        loses="the features: only the loss's response to each pixel is kept",
-    )  # fmt: skip
+    return Method("at_gradient", [Stage([CrossEntropy(), match])])
 
 
 def jacobian(pair: Pair, *, at_attention: bool = False, weight: float = 1.0) -> Method:
@@ -76,7 +70,4 @@ def jacobian(pair: Pair, *, at_attention: bool = False, weight: float = 1.0) -> 
             losses.append(Match(f"grad:attention@{t}", f"grad:attention@{s}", l2, unit, unit, weight))
     else:
         losses.append(Match("grad:logit", "grad:logit", l2, unit, unit, weight))
-    return Method(
-        "jacobian", [Stage(losses)], entry=15, scale_free=True, paper="srinivas2018",
-        loses="the features, and the Jacobian's size",
-    )  # fmt: skip
+    return Method("jacobian", [Stage(losses)], scale_free=True)

@@ -56,10 +56,7 @@ def nst(pair: Pair, *, kernel: str = "polynomial", weight: float | None = None, 
     scale = (WEIGHTS[kernel] if weight is None else weight) / 2
     groups = pair.groups if everywhere else pair.groups[-1:]
     matches = [Match(t, s, distance, unit_channels, unit_channels, scale, resize=True) for t, s in groups]
-    return Method(
-        "nst", [Stage([CrossEntropy(), *matches])], entry=6, scale_free=True, paper="huang2017",
-        loses="which channel it is, and its strength",
-    )  # fmt: skip
+    return Method("nst", [Stage([CrossEntropy(), *matches])], scale_free=True)
 
 
 def mmd(kernel: str = "polynomial", *, degree: int = 2, offset: float = 0.0) -> Distance:
@@ -135,7 +132,7 @@ def fsp(pair: Pair, *, connector: bool = True, share: float = 0.3, lr: float = 1
         for (t1, s1), (t2, s2) in zip(pair.starts, pair.groups, strict=True)
     ]
     stages = [Stage(matches, "reached", share, plan={"lr": lr}), Stage([CrossEntropy()])]
-    return Method("fsp", stages, entry=11, paper="yim2017", loses="places")
+    return Method("fsp", stages)
 
 
 def gram(first: Tensor, second: Tensor) -> Tensor:
@@ -214,10 +211,7 @@ def lsl(pair: Pair, *, pairs: int = 2, dimension: int = 64, weight: float = 1.0,
         Match(t, s, norm_l2, fixed_projection(dimension, seed + k), trained_projection(dimension), weight)
         for k, (t, s) in enumerate(selected_pairs(pair, pairs))
     ]
-    return Method(
-        "lsl", [Stage([CrossEntropy(), *matches])], entry=10, paper="li2019layer",
-        loses="places, and what a random projection merges",
-    )  # fmt: skip
+    return Method("lsl", [Stage([CrossEntropy(), *matches])])
 
 
 def selected_pairs(pair: Pair, n: int) -> list[tuple[str, str]]:

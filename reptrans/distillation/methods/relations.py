@@ -29,10 +29,7 @@ def sp(pair: Pair, *, weight: float = 3000.0, everywhere: bool = False) -> Metho
     """
     groups = pair.groups if everywhere else pair.groups[-1:]
     matches = [Match(t, s, mean_squares, similarities, similarities, weight) for t, s in groups]
-    return Method(
-        "sp", [Stage([CrossEntropy(), *matches])], scale_free=True, paper="tung2019",
-        loses="the features, and each image's strength",
-    )  # fmt: skip
+    return Method("sp", [Stage([CrossEntropy(), *matches])], scale_free=True)
 
 
 def similarities(x: Tensor) -> Tensor:
@@ -61,10 +58,7 @@ def rkd(pair: Pair, *, distance: float = 25.0, angle: float = 50.0) -> Method:
     """
     terms = ((distances, distance, "rkd distances"), (angles, angle, "rkd angles"))
     matches = [Match(*pair.embedding, huber, f, f, weight, name=name) for f, weight, name in terms if weight]
-    return Method(
-        "rkd", [Stage([CrossEntropy(), *matches])], scale_free=True, paper="park2019relational",
-        loses="the features, and the scale of distances",
-    )  # fmt: skip
+    return Method("rkd", [Stage([CrossEntropy(), *matches])], scale_free=True)
 
 
 def distances(x: Tensor) -> Tensor:
@@ -113,10 +107,7 @@ def cc(pair: Pair, *, gamma: float = 0.4, order: int = 2, weight: float = 100.0)
     """
     kernel = correlations(gamma, order)
     match = Match(*pair.embedding, mean_squares, kernel, kernel, weight)
-    return Method(
-        "cc", [Stage([CrossEntropy(), match])], scale_free=True, paper="peng2019",
-        loses="the features, and their lengths",
-    )  # fmt: skip
+    return Method("cc", [Stage([CrossEntropy(), match])], scale_free=True)
 
 
 def correlations(gamma: float = 0.4, order: int = 2) -> Transform:
@@ -172,10 +163,7 @@ def pkt(
         "joint": [Stage([CrossEntropy(), match])],
     }
     stages = choose(task, stages, "pkt has no task {}")
-    return Method(
-        "pkt", stages, entry=12, scale_free=kernel == "cosine" or sigma is None, paper="passalis2018",
-        loses="the features, and their distances: neighbours are shares",
-    )  # fmt: skip
+    return Method("pkt", stages, scale_free=kernel == "cosine" or sigma is None)
 
 
 def neighbours(kernel: str = "cosine", sigma: float | None = None, *, itself: bool = False) -> Transform:
@@ -244,10 +232,7 @@ def lp(pair: Pair, *, neighbours: int = 5, sigma: float | None = None, weight: f
     The method, `weight` being gamma. Raises BadValue; batches need more images than there are neighbours.
     """
     match = Match(*pair.embedding, weighted_mean, neighbour_weights(neighbours, sigma), pair_distances, weight)
-    return Method(
-        "lp", [Stage([CrossEntropy(), match])], entry=4, zero=False, paper="chen2021embedding",
-        loses="the features; pairs that are not neighbours",
-    )  # fmt: skip
+    return Method("lp", [Stage([CrossEntropy(), match])], zero=False)
 
 
 def neighbour_weights(neighbours: int = 5, sigma: float | None = None) -> Transform:

@@ -55,10 +55,7 @@ def ft(
     rephrase = Match(teacher, student, reconstruction(like), whole, resize=True, name="paraphraser")
     match = Match(teacher, student, distance, factor, translator(), beta, resize=True)
     stages = [Stage([rephrase], "connectors", share), Stage([CrossEntropy(), match])]
-    return Method(
-        "ft", stages, entry=9, scale_free=True, paper="kim2018",
-        loses="what the paraphraser leaves out, and the map's strength",
-    )  # fmt: skip
+    return Method("ft", stages, scale_free=True)
 
 
 def factor_distance(p: float = 1, like: str = "authors") -> Distance:
@@ -162,10 +159,7 @@ def feed(pair: Pair, *, rounds: int = 1, p: float = 1, like: str = "authors", be
         Match(teacher, student, distance, student_transform=translator(), weight=beta, resize=True, who=n)
         for n in range(len(pair.teachers))
     ]
-    return Method(
-        "feed", [Stage([CrossEntropy(), *matches])], entry=17, scale_free=True, rounds=rounds, paper="park2019feed",
-        loses="the map's strength",
-    )  # fmt: skip
+    return Method("feed", [Stage([CrossEntropy(), *matches])], scale_free=True, rounds=rounds)
 
 
 _LEAST_VARIANCE = 1e-5
@@ -193,10 +187,7 @@ def vid(pair: Pair, *, like: str = "authors", weight: float = 1.0, variance: flo
     matches = [
         Match(t, s, distance, student_transform=predicted(variance), weight=weight, resize=True) for t, s in pair.groups
     ]
-    return Method(
-        "vid", [Stage([CrossEntropy(), *matches])], zero=False, paper="ahn2019",
-        loses="what cannot be predicted: it counts little",
-    )  # fmt: skip
+    return Method("vid", [Stage([CrossEntropy(), *matches])], zero=False)
 
 
 def predicted(variance: float = 5.0) -> Learned:
@@ -264,7 +255,7 @@ def review(pair: Pair, *, weight: float = 5.0, warmup: float = 1 / 12) -> Method
     student = tuple(s for _, s in pair.groups) + pair.embedding[1:]
     weight = rising(weight, warmup)
     match = Match(teacher, student, hierarchical_context, levels, reviewed(), weight, name="review")
-    return Method("review", [Stage([CrossEntropy(), match])], paper="chen2021review", loses="nothing")
+    return Method("review", [Stage([CrossEntropy(), match])])
 
 
 def levels(*features: Tensor) -> tuple[Tensor, ...]:

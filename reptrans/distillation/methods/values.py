@@ -53,11 +53,11 @@ def fitnets(pair: Pair, *, like: str = "paper", share: float = 0.3, temperature:
     teacher, student = pair.groups[(len(pair.groups) - 1) // 2]
     if like == "joint":
         match = Match(teacher, student, mean_squares, student_transform=conv1x1_bn(), weight=100.0, resize=True)
-        return Method("fitnets", [Stage([CrossEntropy(), match])], entry=7, paper="romero2015", loses="nothing")
+        return Method("fitnets", [Stage([CrossEntropy(), match])])
     hint = Match(teacher, student, half_l2, student_transform=regressor(), name="hint")
     annealed = logits(temperature, lambda progress: (4 - 3 * progress) / temperature**2)
     stages = [Stage([hint], "reached", share), Stage([CrossEntropy(), annealed])]
-    return Method("fitnets", stages, entry=7, paper="romero2015", loses="nothing")
+    return Method("fitnets", stages)
 
 
 def regressor() -> Learned:
@@ -103,10 +103,7 @@ def sskd(pair: Pair, *, share: float = 0.5, head_plan: Mapping[str, object] | No
         Stage([Match(t, s, mean_squares, student_transform=if_needed(conv1x1()), resize=True)], "new", each)
         for t, s in pair.groups
     ]
-    return Method(
-        "sskd", [*stages, Stage([CrossEntropy()], "new", plan=head_plan or {"lr": 0.5})], entry=3, paper="gao2018",
-        loses="nothing",
-    )  # fmt: skip
+    return Method("sskd", [*stages, Stage([CrossEntropy()], "new", plan=head_plan or {"lr": 0.5})])
 
 
 def ab(
@@ -136,10 +133,7 @@ def ab(
     seconds = {"kd": logits(temperature), "task": CrossEntropy()}
     second = choose(then, seconds, "there is no second stage {} of ab")
     first = Stage(matches[::-1], "reached", share, teacher=mode)
-    return Method(
-        "ab", [first, Stage([second])], entry=13, zero=False, paper="heo2019boundaries",
-        loses="values: only signs are kept",
-    )  # fmt: skip
+    return Method("ab", [first, Stage([second])], zero=False)
 
 
 def boundary(margin: float = 1.0) -> Distance:
@@ -186,10 +180,7 @@ def ofd(pair: Pair, *, alpha: float = 1e-3, mode: str = "batch") -> Method:
         Match(t, s, partial_l2, margin_relu(pair.teacher, t), conv1x1_bn(), alpha / 2**k, resize=True)
         for k, (t, s) in enumerate(reversed(pair.before))
     ]
-    return Method(
-        "ofd", [Stage([CrossEntropy(), *reversed(matches)], teacher=mode)], entry=1, paper="heo2019overhaul",
-        loses="how far below the margin a value is",
-    )  # fmt: skip
+    return Method("ofd", [Stage([CrossEntropy(), *reversed(matches)], teacher=mode)])
 
 
 def partial_l2(teacher: Tensor, student: Tensor) -> Tensor:
@@ -295,9 +286,8 @@ def dk2(
     matches = [Match(t, s, distance, student_transform=if_needed(conv1x1()), resize=True) for t, s in taps]
     task = kd(pair).stages[0].losses if with_kd else [CrossEntropy()]
     return Method(
-        "dk2", [Stage(matches, "reached", share), Stage(task)], entry=16, zero=False,
+        "dk2", [Stage(matches, "reached", share), Stage(task)], zero=False,
         prepare=lambda student, teacher: with_dominant(teacher if of_teacher else student),
-        paper="wang2016", loses="a constant added to all values",
     )  # fmt: skip
 
 
