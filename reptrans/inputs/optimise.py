@@ -61,7 +61,7 @@ def optimise_input(
     the images after each step. `seed`: of the transforms. `reference` (n or 1, c, h, w) in [0, 1]: what the rows
     compare the images with. `points`: how often the trace is measured. `portable`: the moved values are rounded to
     single precision after each step, so that a descent in float64 ends the same on every processor (see
-    `training.rounding`).
+    `training.schedule`).
     Adam at 0.05 served every layer of untrained networks, since losses are relative; total variation is the prior that
     gives most picture for the same D. L-BFGS mixes the rows of a batch, so it takes one image.
 

@@ -317,7 +317,7 @@ def initial_map(
     random: torch's default for a 1x1 convolution, uniform in ±1/√p (low rank: orthogonal factors, bias 0; orthogonal:
     a random rotation); perm: one random permutation; eye: identity; ones-zeros: weights 1, bias 0; ps_inv: least
     squares, in the best member of the form (low rank: reduced-rank regression; orthogonal: Procrustes; masked: least
-    squares within the mask); the others as in `direct`.
+    squares within the mask); the others as in DIRECT.
     Raises UnknownName; ShapeMismatch for perm and eye with p ≠ q; BadValue for an init that the form cannot hold.
     """
     check_init(kind, p, q, mask is not None, form)

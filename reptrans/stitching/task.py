@@ -38,7 +38,7 @@ def train_stitch(
 
         loss = target loss + l1 · mean|W| + cka_reg · CKA(own activations, stitched activations)
 
-    Arguments: `target` as in `targets`, with `parents` = (front's network, end's network) for the soft ones;
+    Arguments: `target` as in `soft_target_loss`, with `parents` = (front's network, end's network) for the soft ones;
     `temperature` of soft targets; `l1` weights the mean absolute entry of the stitch's weight; `cka_reg` weights the
     linear CKA (flattened, over the batch) to `end_front`'s activations, the end network's own at the cut: a positive
     value drives CKA *down*, as in the source's experiment on functional against geometric similarity.

@@ -2,7 +2,7 @@
 
 sweep("notebooks/stitching.ipynb", {"layer": ["bn1", "bn3"], "seeds": [1, 2]}).rows
 
-`points` says which runs there are, `attempt` does one of them as a process of its own, `engines` decide where, and
+`points` says which runs there are, `attempt` does one of them as a process of its own, here or on a cluster, and
 `sweep` keeps them going and gathers what they leave.
 """
 

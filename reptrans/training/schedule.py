@@ -41,7 +41,7 @@ class Plan:
     `lr`: the highest learning rate. `momentum`, `nesterov`: for sgd alone. `weight_decay`: L2 for sgd and adam,
     decoupled for adamw. `precision`: of the weights; "bfloat16" computes in bfloat16 where autocast allows and keeps
     float32 weights. `portable`: the weights are rounded to single precision after every step, so that a training in
-    "float64" ends the same on every processor (see `rounding`); with another precision they are so in any case. `clip`:
+    "float64" ends the same on every processor (see above); with another precision they are so in any case. `clip`:
     largest norm of all gradients together, None for no limit. `seed`: of dropout and the like. `milestones`: of the
     schedule of this name, epochs from 1 on. `warmup`: epochs at the start over which the rate rises. Raises BadValue.
     """
