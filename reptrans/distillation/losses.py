@@ -220,15 +220,11 @@ class Together(nn.Module):
     def __init__(self, members: Sequence[Losses]):
         super().__init__()
         self._alone = [_Terms(losses) for losses in members]  # in a list, so that they are no modules of this one
-        values, buffers = stack_module_state(self._alone)
+        values, self.stacked_buffers = stack_module_state(self._alone)
         self.names, self.values = list(values), nn.ParameterList(values.values())
-        self.buffer_names = list(buffers)
-        for number, buffer in enumerate(buffers.values()):
-            self.register_buffer(f"buffer{number}", buffer)
         first = dict(self._alone[0].named_parameters())
         self.moves = [v for name, v in zip(self.names, self.values, strict=True) if first[name] in members[0].moves]
-        factors = [losses.factor for losses in members]
-        self.register_buffer("factors", torch.tensor(factors, dtype=torch.float64), persistent=False)
+        self.factors = torch.tensor([losses.factor for losses in members], dtype=torch.float64).to(self.values[0])
 
     def train(self, mode: bool = True) -> "Together":
         self._alone[0].train(mode)
@@ -245,19 +241,18 @@ class Together(nn.Module):
         }
         labels, counted = zip(*(losses.known(own) for losses, own in pairs), strict=True)
         counted = None if counted[0] is None else torch.stack(counted)
-        state = [dict(zip(self.names, self.values, strict=True)), dict(self._own_buffers())]
+        state = [dict(zip(self.names, self.values, strict=True)), self.stacked_buffers]
 
         def alone(values, buffers, images, labels, counted, taught, factor):
             given = (images, labels, counted, taught, factor, progress)
             return functional_call(self._alone[0], (values, buffers), given)
 
         at = (0, 0, 0, 0, None if counted is None else 0, 0, 0)
-        factors = self.factors.to(self.values[0].dtype)
         with warnings.catch_warnings():
             # Some backward passes, such as that of adaptive pooling, are done one by one, and torch says so each time.
             warnings.filterwarnings("ignore", "There is a performance drop")
             terms, figures = vmap(alone, at, randomness="different")(
-                *state, batch.images, torch.stack(labels), counted, stacked, factors
+                *state, batch.images, torch.stack(labels), counted, stacked, self.factors
             )
         return _named(terms), _named(figures)
 
@@ -266,11 +261,8 @@ class Together(nn.Module):
         with torch.no_grad():
             for k, alone in enumerate(self._alone):
                 own = dict(alone.named_parameters()) | dict(alone.named_buffers())
-                for name, stacked in (*zip(self.names, self.values, strict=True), *self._own_buffers()):
+                for name, stacked in (*zip(self.names, self.values, strict=True), *self.stacked_buffers.items()):
                     own[name].copy_(stacked[k])
-
-    def _own_buffers(self) -> Iterator[tuple[str, Tensor]]:
-        return ((name, getattr(self, f"buffer{number}")) for number, name in enumerate(self.buffer_names))
 
 
 class _Terms(nn.Module):
