@@ -85,15 +85,12 @@ def entropy_weighted_boosting(new: Tensor, olds: list[Tensor], labels: Tensor) -
 
 
 OUTPUT_LOSSES: dict[str, Callable[..., Tensor]] = {
-    "inverted_cross_entropy": inverted_cross_entropy,
-    "inverted_where_both_wrong": inverted_where_both_wrong,
-    "logit_cosine": logit_cosine,
-    "wrong_class_cosine": wrong_class_cosine,
-    "adaptive_diversity": adaptive_diversity,
-    "ensemble_entropy": ensemble_entropy,
-    "focal_ensemble_entropy": focal_ensemble_entropy,
-    "entropy_weighted_boosting": entropy_weighted_boosting,
-}
+    loss.__name__: loss
+    for loss in (
+        inverted_cross_entropy, inverted_where_both_wrong, logit_cosine, wrong_class_cosine, adaptive_diversity,
+        ensemble_entropy, focal_ensemble_entropy, entropy_weighted_boosting,
+    )
+}  # fmt: skip
 
 
 class Outputs(Condition):

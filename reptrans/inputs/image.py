@@ -6,13 +6,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
 from reptrans.data import Dataset
-from reptrans.data.streamed import resized_picture
-from reptrans.errors import BadData, BadValue, ShapeMismatch, UnknownName, check_whole, suggest
+from reptrans.data.streamed import opened, resized_picture
+from reptrans.errors import BadValue, ShapeMismatch, UnknownName, check_whole, suggest
 from reptrans.figures import WIDEST
 from reptrans.paths import expanded
 from reptrans.randomness import checked_seed, generator_of
@@ -190,8 +190,5 @@ def _opened(name: str) -> Image.Image:
     path = expanded(name, "a picture")
     if not path.is_file():
         raise UnknownName(f"there is no picture {name!r}. {suggest(name, [*SAMPLES, 'a number', 'PATH of a file'])}")
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise BadData(f"{path} is no image that can be read: {error}") from error
+    with opened(path) as picture:
+        return picture.convert("RGB")

@@ -45,7 +45,7 @@ def test_what_cannot_be_had_is_refused(digits, tmp_path):
         (["5000"], digits, BadValue, "test image 5000 .* digits has 797"),
         (["0"], None, BadValue, "no data set here"),
         (["chine"], None, UnknownName, "Did you mean 'china'"),
-        ([str(tmp_path / "text.png")], None, BadData, "no image that can be read"),
+        ([str(tmp_path / "text.png")], None, BadData, "cannot be read as an image"),
         (["0", "china"], digits, ShapeMismatch, "not both"),
     ]:
         with pytest.raises(error, match=words):
