@@ -13,6 +13,7 @@ from reptrans.stitching.frozen import kept
 from reptrans.stitching.stitch import StitchedNetwork
 from reptrans.stitching.targets import needs_parents, soft_target_loss
 from reptrans.training import Plan, accuracy, classification_loss, fit
+from reptrans.training.layout import channels_last
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +53,6 @@ def train_stitch(
         frozen |= {"soft_1": parents[0], "soft_2": parents[1]}
     if cka_reg:
         frozen["own"] = end_front
-    tables = None if network.keep_skip else kept(frozen, loader, memory)
 
     def objective(batch: Batch, progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         with torch.no_grad():
@@ -74,5 +74,8 @@ def train_stitch(
             terms["cka"] = cka_reg * linear_cka(known["own"].flatten(1), stitched.flatten(1))
         return terms, {"accuracy": accuracy(logits.detach(), batch.labels)}
 
-    batches = loader if tables is None else loader.over(Split(tables["front"], loader.split.labels))
-    return fit(objective, {"stitch": network.stitch}, batches, plan, checkpoint=checkpoint, label=label)
+    others = [net for net in (*(parents or ()), end_front) if net is not None]
+    with channels_last([network, *others], next(iter(loader.plain())).images):
+        tables = None if network.keep_skip else kept(frozen, loader, memory)
+        batches = loader if tables is None else loader.over(Split(tables["front"], loader.split.labels))
+        return fit(objective, {"stitch": network.stitch}, batches, plan, checkpoint=checkpoint, label=label)

@@ -1,39 +1,43 @@
-"""Whether a network trains faster with its channels last: a short measurement, as it depends on network and machine."""
+"""Channels last: how maps and 4-d weights lie in memory where convolutions in single precision are faster for it."""
 
-import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
-from reptrans.training.batches import answers_of
 from reptrans.training.evaluation import keeping_random_state
-from reptrans.training.schedule import Plan, autocast
-
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-def faster_layout(net: nn.Module, images: Tensor, plan: Plan, repeats: int = 3) -> str:
-    """Which of LAYOUTS takes less time for a forward and backward pass of a copy of `net`, at best of `repeats`.
+@contextmanager
+def channels_last(networks: Iterable[nn.Module], images: Tensor) -> Iterator[None]:
+    """Inside, the networks' 4-d weights have their channels last, and so have the maps that they make of `images`.
 
-    Images that are no maps, and double precision, which has no kernels of its own for it, stay contiguous.
+    Results differ by rounding. All stays as it is where this is slower or cannot be: in double precision, for what is
+    no image (n, c, h, w), for weights that were not contiguous before, and for networks that look at maps in a way that
+    needs them contiguous, as `x.view(len(x), -1)` does.
     """
-    if images.ndim != 4 or plan.dtype == torch.float64:
-        return "contiguous"
-    with keeping_random_state(images.device):
-        return min(LAYOUTS, key=lambda name: _seconds(net, images, plan, LAYOUTS[name], repeats))
+    networks = list(networks)
+    moved = networks if _works(networks, images[:2]) else []
+    for net in moved:
+        net.to(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        for net in moved:
+            net.to(memory_format=torch.contiguous_format)
 
 
-def _seconds(net: nn.Module, images: Tensor, plan: Plan, layout: torch.memory_format, repeats: int) -> float:
-    net = deepcopy(net).to(images.device, memory_format=layout).train()
-    images = images.to(memory_format=layout)
-    best = float("inf")
-    for _ in range(repeats + 1):  # the first is for caches
-        start = time.perf_counter()
-        with autocast(plan, images.device):
-            loss = answers_of(net, images).float().square().mean()
-        loss.backward()
-        if images.device.type == "cuda":
-            torch.cuda.synchronize(images.device)
-        best = min(best, time.perf_counter() - start)
-    return best
+def _works(networks: list[nn.Module], images: Tensor) -> bool:
+    if images.ndim != 4 or images.dtype == torch.float64:
+        return False
+    if not all(p.is_contiguous() for net in networks for p in net.parameters()):
+        return False
+    try:
+        with keeping_random_state(images.device), torch.no_grad():
+            for net in networks:
+                deepcopy(net).to(memory_format=torch.channels_last).train()(images)
+    except (RuntimeError, TypeError):  # what else may be wrong is said where the networks are used
+        return False
+    return True
