@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reptrans.errors import BadValue, UnknownName
+from reptrans.errors import BadData, BadValue, UnknownName
 from reptrans.experiments.chance import SIZES, ChanceRun, false_alarms, growth, with_size
 
 SMALL = {"measures": "linear_cka,mutual_knn,cca_mean", "features": "3,60", "repeats": 12, "side": 2, "noise_orders": 39,
@@ -70,3 +70,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     p = ChanceRun(**SMALL | {"models": "cnn3_w2,cnn3_w4,cnn5_w2,nothing"})
     with pytest.raises(UnknownName, match="nothing"):
         growth(p, p.load(), tmp_path.joinpath)
+    p = ChanceRun(**SMALL | {"measures": "cca_mean", "models": "cnn3_w2,cnn3_w4,cnn5_w2,cnn5_w16"})
+    with pytest.raises(BadData, match="more examples than features"):
+        growth(p, p.load(), tmp_path.joinpath)
+    assert not list(tmp_path.iterdir())  # before anything was trained

@@ -22,6 +22,7 @@ from reptrans.randomness import drawing
 from reptrans.training import Plan, evaluate, evaluating, fit
 from reptrans.training.batches import answers_of, checked_network
 from reptrans.training.evaluation import check_answers, check_labels, device_of, keeping_random_state
+from reptrans.training.layout import channels_last
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -174,7 +175,8 @@ def _one_round(members: list[Member], method, plan, looks, folder, label) -> "li
         built = [each.built for each in losses]
         moved = [known.union(each.moves) for known, each in zip(moved, losses, strict=True)]
         saving = None if folder is None else folder / f"stage{number}.safetensors"
-        rows = _fitted(members, losses, its_plan, looks, saving, label or method.name)
+        with channels_last(_alone(members), next(iter(members[0].loader.plain())).images):
+            rows = _fitted(members, losses, its_plan, looks, saving, label or method.name)
         tables.append([table.assign(stage=number) for table in rows])
     return [pd.concat(own, ignore_index=True) for own in zip(*tables, strict=True)]
 
@@ -232,6 +234,11 @@ def _fitted(members, losses: list[Losses], plan: Plan, looks, saving, label: str
     )
     together.hand_back()
     return [_rows_of(rows, k) for k in range(len(members))]
+
+
+def _alone(members: list[Member]) -> list[nn.Module]:
+    """The networks of one student; none for several, whose weights are stacked and gain nothing by another layout."""
+    return [members[0].student, *(teacher.net for teacher in members[0].teachers)] if len(members) == 1 else []
 
 
 def _rows_of(rows: "pd.DataFrame", number: int) -> "pd.DataFrame":

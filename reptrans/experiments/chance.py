@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field, field_validator
+from torch import nn
 
 from reptrans.bench import effect
 from reptrans.data import Dataset
@@ -114,10 +115,12 @@ def growth(p: ChanceRun, dataset: Dataset, keep: Keep) -> pd.DataFrame:
     `keep(name)`. What does not fit is raised before anything is trained.
     """
     for model in names(p.models):
-        build(model, **dataset.form)
+        untrained = _seen(p, dataset, build(model, **dataset.form, seed=0).to(**p.place))
+        for measure in p.chosen:
+            compare(untrained, untrained, measure=measure)
     rows = []
     for size, model in zip(SIZES, progress(names(p.models), "networks"), strict=True):
-        sides = [_seen(p, dataset, model, seed) for seed in range(p.seeds)]
+        sides = [_seen(p, dataset, p.trained(model, dataset, seed)) for seed in range(p.seeds)]
         for seed, (a, b) in enumerate(zip(sides, sides[1:] + sides[:1], strict=True)):
             most = piece(keep(f"{model}-s{seed}.safetensors"), _most_similar, p, a, b)
             rows += [{"size": size, "seed": seed} | row for row in most]
@@ -134,10 +137,9 @@ def _most_similar(p: ChanceRun, a: Features, b: Features) -> list[dict[str, str 
     return rows
 
 
-def _seen(p: ChanceRun, dataset: Dataset, model: str, seed: int) -> Features:
+def _seen(p: ChanceRun, dataset: Dataset, net: nn.Module) -> Features:
     few = dataset.test.select(balanced(dataset.test.labels, p.images))
     images = [batch.images for batch in dataset.loader("test", 100, **p.place).over(few)]
-    net = p.trained(model, dataset, seed)
     known = list(cuttable_layers(net, images[0]))
     spaced = np.linspace(0, len(known) - 1, min(p.layers, len(known))).round().astype(int)
     return Features.of(net, images, [known[k] for k in spaced])

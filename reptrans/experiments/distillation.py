@@ -41,7 +41,7 @@ from reptrans.progress import progress
 from reptrans.randomness import drawing
 from reptrans.similarity import compare
 from reptrans.training import Plan, evaluate
-from reptrans.training.speed import LAYOUTS, faster_layout, operations
+from reptrans.training.operations import operations
 
 # Options that may be 0: weights, and what is added. All other numbers divide, or count something.
 _MAY_BE_0 = {"weight", "task", "alpha", "beta", "head", "distance", "angle", "scale", "margin", "seed"}
@@ -294,13 +294,13 @@ class _Bench:
             self.few = replace(self.few, train=train.select(torch.arange(min(max(_FEW, p.batch_size), len(train)))))
         self.train, self.test = loaders(self.few, p.batch_size, 0, p.augment, self.device, self.plan.dtype)
         self.watch = {"validation": self.test.over(dataset.validation)}
-        self.teachers = [Teacher(self._placed(self._teacher(k)), self.train) for k in range(p.teachers)]
+        self.teachers = [Teacher(self._teacher(k).to(self.device), self.train) for k in range(p.teachers)]
         first = dataset.test.select(torch.arange(min(p.images, len(dataset.test))))
         self.compared = self.test.over(first, batch_size=min(500, len(first)))
 
     def student(self, seed: int) -> nn.Module:
         """The untrained student; its seed is none of a teacher's, which may be of the same kind."""
-        return self._placed(self._build(self.p.student, seed=10_000 + seed).to(self.plan.dtype))
+        return self._build(self.p.student, seed=10_000 + seed).to(self.device, self.plan.dtype)
 
     def pair(self, student: nn.Module) -> Pair:
         return Pair(student, tuple(self.teachers), *self._positions)
@@ -355,7 +355,7 @@ class _Bench:
         """All that is told of a contestant, as tensors, lists and numbers."""
         done = self._trained(name, [(seed, factor) for seed in range(self.p.seeds)])
         tables = [rows.assign(seed=seed) for seed, (_, rows) in enumerate(done)]
-        rows = pd.concat(tables, ignore_index=True).drop(columns="method").assign(layout=self.layout)
+        rows = pd.concat(tables, ignore_index=True).drop(columns="method")
         moved = [
             self.similarity(student).assign(before=before, seed=seed)
             for seed, ((student, _), before) in enumerate(zip(done, self._before, strict=True))
@@ -453,17 +453,6 @@ class _Bench:
 
     def _build(self, name: str, seed: int) -> nn.Module:
         return build(name, **self.dataset.form, seed=seed)
-
-    def _placed(self, net: nn.Module) -> nn.Module:
-        return net.to(self.device, memory_format=LAYOUTS[self.layout])
-
-    @cached_property
-    def layout(self) -> str:
-        """Of students and teachers, chosen by a short measurement."""
-        if self.rehearsal:
-            return "contiguous"
-        student = self._build(self.p.student, seed=0).to(self.device, self.plan.dtype)
-        return faster_layout(student, next(iter(self.train.plain())).images, self.plan)
 
 
 def _read(text: str) -> object:

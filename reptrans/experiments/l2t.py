@@ -39,7 +39,7 @@ from reptrans.notebook import names
 from reptrans.progress import progress
 from reptrans.randomness import drawing
 from reptrans.training import Plan, evaluate, evaluating, fit
-from reptrans.training.speed import operations
+from reptrans.training.operations import operations
 
 _NEEDED = ("scratch", "fm_all", "l2t_ww")
 _FEW = 200  # validation images on which learned weights and saliency are looked at

@@ -119,7 +119,8 @@ def _forward(net: nn.Module, images: Tensor, wanted: set[str]) -> dict[str, Tens
 
     def keep(tap: str, value: object) -> None:
         found = chosen(value, who=f"what stands at {tap!r}")
-        values[tap] = as_map(found).contiguous() if tap.endswith(":map") else found.clone()
+        found = as_map(found) if tap.endswith(":map") else found.clone()
+        values[tap] = found.contiguous()  # whatever the network's own layout is: losses may view it
 
     with ExitStack() as hooks:
         for tap in sorted(wanted - {"out"}):

@@ -14,6 +14,7 @@ from reptrans.similarity import linear_cka
 from reptrans.stitching.frozen import kept
 from reptrans.stitching.stitch import StitchedNetwork
 from reptrans.training import Plan, accuracy, classification_loss, fit
+from reptrans.training.layout import channels_last
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +54,6 @@ def train_stitch(
         frozen |= {"soft_1": parents[0], "soft_2": parents[1]}
     if cka_reg:
         frozen["own"] = end_front
-    tables = None if network.keep_skip else kept(frozen, loader, memory)
 
     def objective(batch: Batch, progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         with torch.no_grad():
@@ -75,8 +75,11 @@ def train_stitch(
             terms["cka"] = cka_reg * linear_cka(known["own"].flatten(1), stitched.flatten(1))
         return terms, {"accuracy": accuracy(logits.detach(), batch.labels)}
 
-    batches = loader if tables is None else loader.over(Split(tables["front"], loader.split.labels))
-    return fit(objective, {"stitch": network.stitch}, batches, plan, checkpoint=checkpoint, label=label)
+    others = [net for net in (*(parents or ()), end_front) if net is not None]
+    with channels_last([network, *others], next(iter(loader.plain())).images):
+        tables = None if network.keep_skip else kept(frozen, loader, memory)
+        batches = loader if tables is None else loader.over(Split(tables["front"], loader.split.labels))
+        return fit(objective, {"stitch": network.stitch}, batches, plan, checkpoint=checkpoint, label=label)
 
 
 TARGETS = ("hard", "soft_1", "soft_2", "soft_12", "soft_1_plus_2")

@@ -28,6 +28,7 @@ from reptrans.training.evaluation import (
     seed_generators,
     wide,
 )
+from reptrans.training.layout import channels_last
 from reptrans.training.resume import Keeper, identity
 from reptrans.training.schedule import Plan, autocast, build_optimiser, learning_rate_factor, round_to_single
 
@@ -129,7 +130,8 @@ def train_classifier(
         found = evaluate(net, test, plan)
         return {"test_cross_entropy": found["cross_entropy"], "test_accuracy": found["accuracy"]}
 
-    return fit(objective, net, train, plan, every_epoch=on_test, **saving)
+    with channels_last([net], next(iter(train.plain())).images):
+        return fit(objective, net, train, plan, every_epoch=on_test, **saving)
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -51,7 +51,7 @@ def test_rows_are_of_every_contestant_seed_and_epoch(found):
     plain = result.rows.query("method == 'plain' and seed == 0")
     assert list(plain["validation_accuracy"].notna()) == [False, True]
     assert not [column for column in result.rows if column.startswith("test")]
-    assert any("linear" in column for column in result.rows) and set(result.rows["layout"]) == {"contiguous"}
+    assert any("linear" in column for column in result.rows)
     assert result.parameters["plain"] == result.parameters["nst"] != result.parameters["dk2"]
 
 
