@@ -15,7 +15,7 @@ from reptrans.__main__ import main
 from reptrans.checkpoints import trained
 from reptrans.data import load_dataset
 from reptrans.data.split import Split
-from reptrans.errors import BadCheckpoint, BadData, CannotCut, UnknownName
+from reptrans.errors import BadCheckpoint, BadData, BadValue, CannotCut, ShapeMismatch, UnknownName
 from reptrans.experiments import answers, diff
 from reptrans.experiments.diff import DiffRun, answers_compared, differences
 from reptrans.experiments.sides import Side, _network_in, sides
@@ -275,6 +275,21 @@ def test_a_file_says_which_network_it_is_of(tmp_path, net):
     assert torch.equal(b.net.fc.weight, net.fc.weight) and not b.net.training
     again, _ = sides(run(a=f"cnn3_w8@{tmp_path / 'plain.pt'}", b=str(own)))
     assert torch.equal(again.net.fc.weight, net.fc.weight)
+
+
+def test_a_name_may_hold_what_stands_between_network_and_file(tmp_path, net):
+    torch.save(net.state_dict(), file := tmp_path / "epoch@9, best.pt")
+    for text in (f"{file}", f"cnn3_w8@{file}", f"@{file}"):
+        assert torch.equal(sides(run(a=text, b="cnn3_w8"), train=False)[0].net.fc.weight, net.fc.weight)
+    for text in ("cnn3_w8@", "cnn3_w8@a@b.pt"):
+        with pytest.raises((BadCheckpoint, BadValue), match=r"has the suffix ''|there is no file b\.pt"):
+            sides(run(a=text, b="cnn3_w8"), train=False)
+
+
+def test_a_network_that_takes_no_images_is_refused_at_the_door(tmp_path):
+    (tmp_path / "nets.py").write_text("from torch import nn\n\n\ndef flat():\n    return nn.Linear(5, 10)\n")
+    with pytest.raises(ShapeMismatch, match=r"Linear does not take images \(2, 1, 8, 8\)"):
+        sides(run(a="cnn3_w8", b=f"{tmp_path / 'nets.py'}:flat"), train=False)
 
 
 def test_classes_and_channels_are_read_off_the_weights(tmp_path, net):

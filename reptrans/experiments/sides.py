@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from reptrans.checkpoints import SUFFIXES, copy_weights, fitted, read_weights
 from reptrans.data import Dataset, Loader, TextDataset
 from reptrans.data.split import Split, balanced
-from reptrans.errors import BadCheckpoint, BadData, ShapeMismatch, UnknownName
+from reptrans.errors import BadCheckpoint, BadData, CannotCut, ShapeMismatch, UnknownName
 from reptrans.inputs.fronts import fast_front
 from reptrans.layers import cuttable_layers
 from reptrans.models import build, from_l2t, model_names
 from reptrans.models.families import make
 from reptrans.tensorfiles import load_tensors
 from reptrans.training import predict
+from reptrans.training.batches import answers_of
 
 if TYPE_CHECKING:
     from reptrans.experiments.diff import DiffRun
@@ -65,6 +66,8 @@ class Side:
     def layers(self, most: int) -> list[str]:
         """At most so many of the layers where the network can be cut, evenly spaced."""
         known = list(cuttable_layers(self.net, self.example))
+        if not known:
+            raise CannotCut(f"{self.letter} has no layer that separates its input from its output.")
         spaced = np.linspace(0, len(known) - 1, min(most, len(known))).round().astype(int)
         return [known[k] for k in spaced]
 
@@ -80,14 +83,18 @@ def sides(p: "DiffRun", train: bool = True) -> tuple[Side, Side]:
     """
     form = {"image_size": p.image_size_b or p.image_size, "normalise": p.normalise_b or p.normalise}
     known: dict[str, Dataset] = {}
-    return (_side(p, "A", p.a, p.seed_a, {}, known, train), _side(p, "B", p.b, p.seed_b, form, known, train))
+    found = _side(p, "A", p.a, p.seed_a, {}, known, train), _side(p, "B", p.b, p.seed_b, form, known, train)
+    for side in found:
+        with torch.no_grad():
+            answers_of(side.net, side.example)
+    return found
 
 
 def _side(p: "DiffRun", letter: str, text: str, seed: int, form: dict, known: dict, train: bool) -> Side:
     q = p.model_copy(update=form)
     data = _loaded(q, known)
-    name, _, file = text.rpartition("@") if "@" in text else ("", "", text) if _is_file(text) else (text, "", "")
-    if not file:
+    name, file = _name_and_file(text)
+    if file is None:
         net = q.trained(name, data, seed) if train else build(name, **data.form)
         return Side(letter, f"{name} seed {seed}", net.to(**p.place).eval(), data, p.test_images)
     state = read_weights(file)
@@ -123,8 +130,13 @@ def _loaded(p: "DiffRun", known: dict[str, Dataset]) -> Dataset:
     return known[key]
 
 
-def _is_file(text: str) -> bool:
-    return text.lower().endswith(SUFFIXES)
+def _name_and_file(text: str) -> tuple[str, str | None]:
+    """("", FILE), (NETWORK, FILE) or (NETWORK, None); either may hold an @ of its own."""
+    if "@" not in text or Path(text).is_file():
+        return ("", text) if text.lower().endswith(SUFFIXES) else (text, None)
+    parts = text.split("@")
+    ways = [("@".join(parts[:k]), "@".join(parts[k:])) for k in range(1, len(parts))]
+    return next((way for way in ways if Path(way[1]).is_file()), ways[-1])
 
 
 def _channels(state: dict[str, Tensor]) -> int:
