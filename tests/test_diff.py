@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
+from reptrans import packaged
 from reptrans.__main__ import main
 from reptrans.checkpoints import trained
 from reptrans.data import load_dataset
@@ -383,3 +384,8 @@ def test_pictures_say_what_both_answer(digits, net):
     change = (made.images - made.starts.repeat(2, 1, 1, 1)).flatten(1).norm(dim=1)
     assert (change <= diff.RADIUS * made.starts[0].numel() ** 0.5 + 1e-9).all() and (change > 0).all()
     assert diff.told(a, found.rows)[0] == f"A {found.rows['a'][0]}\nB {found.rows['b'][0]}"
+
+
+def test_the_command_takes_its_networks_once():
+    with pytest.raises(BadValue, match="a: the networks are given already"):
+        packaged.diff("cnn3_w8", "cnn3_w16", given=[("a", "cnn3_w4")])
