@@ -87,13 +87,19 @@ def load_network(
 
 def copy_weights(net: nn.Module, state: State, path: Path) -> None:
     """`net`'s weights become those of `state`, read from `path`; see `load_network`."""
+    state, own = fitted(net, state, path), net.state_dict()
+    for name, value in state.items():
+        _refuse_no_weight(name, value, own[name], path)
+    net.load_state_dict(state, strict=False)
+
+
+def fitted(net: nn.Module, state: State, path: Path) -> State:
+    """`state` under the names that `net` has; BadCheckpoint where names or shapes do not fit."""
     wanted = {name: value for name, value in net.state_dict().items() if isinstance(value, Tensor)}
     state = _renamed(state, list(wanted))
     state = {name: value for name, value in wanted.items() if name.endswith(".num_batches_tracked")} | state
     _refuse_difference(state, wanted, path, type(net))
-    for name, value in state.items():
-        _refuse_no_weight(name, value, wanted[name], path)
-    net.load_state_dict(state, strict=False)
+    return state
 
 
 def trained(

@@ -112,7 +112,7 @@ def suggest(name: object, options: Iterable[str], what: str = "Possible") -> str
     "Did you mean 'bn1' or 'bn2'? Possible: bn1, bn2, fc"
     """
     options = list(options)
-    return f"{near(name, options, most=3)}{what}: {', '.join(options)}"
+    return f"{near(name, options, most=3)}{what}: {', '.join(options) or 'none'}"
 
 
 def near(name: object, options: Iterable[str], most: int = 5) -> str:

@@ -72,6 +72,8 @@ def diff(a: str, b: str, data: str = "", given: Iterable[tuple[str, str]] = ()) 
     from reptrans.sweeps.points import declared, typed
 
     known, values = declared(found("diff")), {"a": a, "b": b, "planted": "0"} | ({"dataset": data} if data else {})
+    if twice := {"a", "b"} & {name for name, _ in given}:
+        raise BadValue(f"{' and '.join(sorted(twice))}: the networks are given already, before any -p.")
     values |= dict(given)
     sides(checked(DiffRun, {name: typed(name, value, known) for name, value in values.items()}), train=False)
     return run("diff", values.items())

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from reptrans.errors import BadData, BadValue, UnknownName
-from reptrans.experiments.chance import SIZES, ChanceRun, false_alarms, growth, with_size
+from reptrans.experiments.chance import SIZES, VALUES, ChanceRun, drawn, false_alarms, growth, with_size
 
 SMALL = {"measures": "linear_cka,mutual_knn,cca_mean", "features": "3,60", "repeats": 12, "side": 2, "noise_orders": 39,
          "models": "cnn3_w2,cnn3_w4,cnn5_w2,cnn5_w4", "images": 40, "layers": 3, "orders": 20, "seeds": 3, "limit": 10,
@@ -74,3 +74,13 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(BadData, match="more examples than features"):
         growth(p, p.load(), tmp_path.joinpath)
     assert not list(tmp_path.iterdir())  # before anything was trained
+
+
+def test_a_figure_shows_no_values_without_an_end_and_of_many_measures_what_is_beyond_chance():
+    def table(*measures):
+        return pd.DataFrame([(name, value) for name in measures for value in VALUES], columns=["measure", "value"])
+
+    assert len(drawn(table("rsa", "linear_cka"))) == 6
+    assert drawn(table("rsa", "rsm_frobenius"))["value"].to_list() == [*VALUES, "beyond chance"]
+    many = "rsa linear_cka cca_mean svcca gulp mutual_knn cknna knn_jaccard rank_similarity".split()
+    assert drawn(table(*many))["value"].to_list() == ["beyond chance"] * 9

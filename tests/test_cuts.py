@@ -1,5 +1,6 @@
 """Cuts of networks as people write them: whatever a forward does, end(front(x)) is net(x), or the layer is refused."""
 
+import copy
 import operator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,10 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from reptrans.errors import BadValue, CannotCut, LayerNotFound
-from reptrans.layers import channel_axes, cuttable_layers, end, front, record
+from reptrans.errors import BadValue, CannotCut, LayerNotFound, ShapeMismatch
+from reptrans.layers import called, channel_axes, cuttable_layers, end, front, record
 from reptrans.layers.hooked import HookedFront
 from reptrans.layers.values import answer, chosen, replaced, tensors_in
+from reptrans.similarity import compare
 
 
 class Written(nn.Module):
@@ -549,3 +551,52 @@ def test_a_layer_norm_of_its_own_kind_is_not_taken_for_the_usual_one():
     net(torch.rand(1, 3, 8, 8))
     assert channel_axes(net, ["1"], torch.rand(2, 3, 8, 8)) == {"1": 1}  # 8 channels, 8 x 8 places: by a second size
     assert channel_axes(net, ["1"], torch.rand(2, 3, 4, 16)) == {"1": 1}
+
+
+# Called in another way
+
+
+LAYERS = ["conv", "norm", "fc"]
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
+
+    def forward(self, *, pixels, scale):
+        return {"features": self.features(pixels * scale)}
+
+    def features(self, x):
+        return self.fc(self.norm(self.conv(x)).mean((2, 3)))
+
+
+def test_a_network_is_called_as_it_is_said():
+    net, x = Scaled(), torch.randn(30, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    own = called(net, lambda net, images: net(pixels=images, scale=2.0))
+    assert cuttable_layers(own, x[:2]) == LAYERS
+    assert own.training and net.training and own.eval() is own and not net.training
+    with record(net, "norm") as there:
+        expected = net(pixels=x, scale=2.0)["features"]
+    torch.testing.assert_close(front(own, "norm")(x), there["norm"])
+    assert torch.equal(end(own, "norm", example=x)(there["norm"])["features"], expected)
+    part, pair = called(net, Scaled.features), called(net, lambda net, left, right: net.features(left + right))
+    table = compare(part, part, 2 * x, LAYERS)
+    assert table.equals(compare(own, own, x, LAYERS)) and list(table) == LAYERS
+    assert table.equals(compare(pair, pair, {"left": x, "right": x}, LAYERS))
+    again = copy.deepcopy(own)
+    assert again.fc is not net.fc and torch.equal(again(x)["features"], expected) and not again.training
+
+
+@pytest.mark.parametrize("how", ["features", None, lambda: 0, lambda net: net])
+def test_what_says_no_call_is_refused(how):
+    with pytest.raises(BadValue, match=r"how is .*Give a function of the network and its input: lambda net, images"):
+        called(Scaled(), how)
+
+
+def test_a_call_that_does_not_fit_is_one_sentence():
+    net, x = Scaled(), torch.zeros(2, 3, 6, 6)
+    with pytest.raises(ShapeMismatch, match=r"Scaled does not take a batch \(2, 3, 6, 6\).*missing 1 required"):
+        compare(called(net, lambda net, images, more: net.features(images)), net, x, "conv")
+    with pytest.raises(CannotCut, match="the forward pass never calls it"):
+        compare(called(net, lambda net, images: images), net, x, "conv")

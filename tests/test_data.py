@@ -735,6 +735,12 @@ SPOILT = {
         lambda root: remove(*(root / "test" / "dog").iterdir()),
         "{root}/test has no images for: dog. Add some or delete the folder.",
     ),
+    "no class folders": (
+        lambda root: [shutil.rmtree(root / "train"), picture(root / "train" / "1.png")],
+        "{root}/train has 1 images and no class folders, by which they are labelled. Give each class its folder: "
+        "{root}/train/cat/1.png. Images without labels are taken by `compare` alone: a tensor, or a DataLoader, in "
+        "place of a data set.",
+    ),
     "other classes": (
         lambda root: (root / "test" / "dog").rename(root / "test" / "fox"),
         "train and test of {root} have different classes. Only in train: dog. Only in test: fox. "

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,14 +11,15 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
+from reptrans import packaged
 from reptrans.__main__ import main
 from reptrans.checkpoints import trained
 from reptrans.data import load_dataset
 from reptrans.data.split import Split
-from reptrans.errors import BadCheckpoint, BadData, UnknownName
+from reptrans.errors import BadCheckpoint, BadData, BadValue, CannotCut, ShapeMismatch, UnknownName
 from reptrans.experiments import answers, diff
 from reptrans.experiments.diff import DiffRun, answers_compared, differences
-from reptrans.experiments.sides import Side, sides
+from reptrans.experiments.sides import Side, _network_in, sides
 from reptrans.experiments.verdict import barriers, verdict
 from reptrans.merging.units import permuted, unit_groups
 from reptrans.models import build
@@ -236,6 +238,21 @@ def test_labels_that_do_not_fit_leave_answers(digits):
     assert any("Their answers differ on" in str(s) for s in verdict(found))
 
 
+def test_of_an_end_that_knows_nothing_no_share_is_kept(digits, net):
+    other = build("cnn3_w8", **digits.form, seed=1).double().eval()
+    rows = diff.differences(*pair(net, other, digits), FEW)["stitches"].set_index("way")["share"]
+    assert rows["A → B"].isna().all() and rows["B → A"].notna().all()
+
+
+def test_why_units_cannot_be_aligned_is_told(digits, net, monkeypatch):
+    def aligned(*_):
+        raise CannotCut("its units cannot be told.")
+
+    monkeypatch.setattr("reptrans.experiments.insides.aligned", aligned)
+    found = differences(*pair(net, copy.deepcopy(net), digits), FEW)
+    assert found["weights"].apart == (0,) and found.lacking() == ["Not compared, alignment: its units cannot be told."]
+
+
 def test_several_true_labels_are_told():
     data = load_dataset("digits")
     several = replace(data, test=Split(data.test.images, F.one_hot(data.test.labels, 10).to(torch.uint8)),
@@ -261,6 +278,21 @@ def test_a_file_says_which_network_it_is_of(tmp_path, net):
     assert torch.equal(again.net.fc.weight, net.fc.weight)
 
 
+def test_a_name_may_hold_what_stands_between_network_and_file(tmp_path, net):
+    torch.save(net.state_dict(), file := tmp_path / "epoch@9, best.pt")
+    for text in (f"{file}", f"cnn3_w8@{file}", f"@{file}"):
+        assert torch.equal(sides(run(a=text, b="cnn3_w8"), train=False)[0].net.fc.weight, net.fc.weight)
+    for text in ("cnn3_w8@", "cnn3_w8@a@b.pt"):
+        with pytest.raises((BadCheckpoint, BadValue), match=r"has the suffix ''|there is no file b\.pt"):
+            sides(run(a=text, b="cnn3_w8"), train=False)
+
+
+def test_a_network_that_takes_no_images_is_refused_at_the_door(tmp_path):
+    (tmp_path / "nets.py").write_text("from torch import nn\n\n\ndef flat():\n    return nn.Linear(5, 10)\n")
+    with pytest.raises(ShapeMismatch, match=r"Linear does not take images \(2, 1, 8, 8\)"):
+        sides(run(a="cnn3_w8", b=f"{tmp_path / 'nets.py'}:flat"), train=False)
+
+
 def test_classes_and_channels_are_read_off_the_weights(tmp_path, net):
     foreign = build("cnn3_w8", num_classes=4, in_channels=3, image_size=8, seed=1)
     save_file(dict(foreign.state_dict()), tmp_path / "b.safetensors")
@@ -271,8 +303,34 @@ def test_classes_and_channels_are_read_off_the_weights(tmp_path, net):
     assert "A tells 10 classes apart and B 4." in found.missing["answers"]
 
 
-def test_weights_of_no_network_of_this_package(tmp_path, monkeypatch):
-    monkeypatch.setattr("reptrans.experiments.sides.model_names", lambda: ["cnn3_w8", "lenet"])  # not all forty
+FORM = {"num_classes": 10, "in_channels": 3, "image_size": (32, 32)}
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet20", "resnet32_l2t", "tiny10"])
+def test_a_network_is_known_by_its_weights_whoever_saved_them(name):
+    state = {f"model.{key}": v for key, v in build(name, **FORM | {"num_classes": 7}).state_dict().items()}
+    assert _network_in("a.ckpt", state, FORM) == name  # resnet8 has a part of the names of resnet20
+
+
+def test_weights_that_fit_two_networks_are_refused():
+    state = build("vgg11", **FORM).state_dict()  # with other pools it is vgg9_bn
+    with pytest.raises(UnknownName, match=r"fit vgg9_bn and vgg11, which do other things.*Name one: NAME@a\.pt"):
+        _network_in("a.pt", state, FORM)
+
+
+def test_a_checkpoint_of_the_authors_of_l2t_is_read_as_it_is(tmp_path):
+    net = build("resnet32_l2t", **FORM | {"num_classes": 200, "in_channels": 1}, seed=3)
+    theirs = {re.sub(r"layer(\d)\.0\.", lambda m: f"block{2 * int(m[1]) - 1}.", key): v
+              for key, v in net.state_dict().items()}  # fmt: skip
+    theirs = {re.sub(r"layer(\d)\.(\d)\.", lambda m: f"blocks{2 * int(m[1])}.{int(m[2]) - 1}.", key): v
+              for key, v in theirs.items()}  # fmt: skip
+    torch.save({"state_dict": theirs}, tmp_path / "best.pth.tar")
+    a, b = sides(run(image_size=32, a=f"{tmp_path / 'best.pth.tar'}", b=f"resnet32_l2t@{tmp_path / 'best.pth.tar'}"))
+    assert torch.equal(a.net.layer3[4].conv2.weight, net.layer3[4].conv2.weight.to(a.net.fc.weight))
+    assert torch.equal(a.net.fc.weight, b.net.fc.weight)
+
+
+def test_weights_of_no_network_of_this_package(tmp_path):
     torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "odd.pt")
     with pytest.raises(UnknownName, match=r"are of none of this package's networks.*NETWORK@.*odd\.pt, where NETWORK"):
         sides(run(a=str(tmp_path / "odd.pt"), b="cnn3_w8"), train=False)
@@ -326,3 +384,8 @@ def test_pictures_say_what_both_answer(digits, net):
     change = (made.images - made.starts.repeat(2, 1, 1, 1)).flatten(1).norm(dim=1)
     assert (change <= diff.RADIUS * made.starts[0].numel() ** 0.5 + 1e-9).all() and (change > 0).all()
     assert diff.told(a, found.rows)[0] == f"A {found.rows['a'][0]}\nB {found.rows['b'][0]}"
+
+
+def test_the_command_takes_its_networks_once():
+    with pytest.raises(BadValue, match="a: the networks are given already"):
+        packaged.diff("cnn3_w8", "cnn3_w16", given=[("a", "cnn3_w4")])

@@ -104,6 +104,12 @@ def _class_files(folder: Path) -> Classes:
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     classes = {name: _images(folder / name) for name in names}
     if not any(classes.values()):
+        if loose := [file for file in _images(folder) if file.parent == folder]:
+            raise BadData(
+                f"{folder} has {len(loose)} images and no class folders, by which they are labelled. Give each class "
+                f"its folder: {folder / 'cat' / loose[0].name}. Images without labels are taken by `compare` alone: a "
+                "tensor, or a DataLoader, in place of a data set."
+            )
         raise BadData(
             f"{folder} has no images in class folders. Expected for instance {folder / 'cat' / '001.png'}; "
             f"images end in {', '.join(sorted(SUFFIXES))}."

@@ -78,6 +78,8 @@ def distill(
     LayerNotFound, ShapeMismatch by then; Diverged.
     """
     device = device_of(checked_network(student))
+    if not isinstance(plan, Plan):
+        raise BadValue(f"the plan is a {type(plan).__name__}. Give a Plan, Plan(epochs=60) say.")
     if isinstance(loader, Dataset):
         loader, _ = loaders(loader, 128, plan.seed, "none", device, plan.dtype)
     if not isinstance(loader, Loader):
@@ -88,8 +90,13 @@ def distill(
     teachers = (teachers,) if isinstance(teachers, (Teacher, nn.Module, str)) else tuple(teachers)
     teachers = tuple(each if isinstance(each, Teacher) else Teacher(each, loader) for each in teachers)
     if isinstance(method, str):
+        _check_types(teachers, loader, plan)
         images = next(iter(loader.plain())).images
-        method = METHODS[method](Pair.of(student.to(images.device, plan.dtype), teachers, images), **options)
+        student = student.to(images.device, plan.dtype)
+        with evaluating(student), torch.no_grad():
+            for net in (student, *(teacher.net for teacher in teachers)):
+                answers_of(net, images[:2])
+        method = METHODS[method](Pair.of(student, teachers, images), **options)
     elif options:
         raise BadValue(f"distill has no argument {next(iter(options))!r}; a Method has its options already.")
     member = Member(student, teachers, loader, plan.seed, factor, labelled)

@@ -65,8 +65,8 @@ def overall(a: Side, b: Side) -> pd.DataFrame:
     told = agreement(a.logits, b.logits, labels)
     gap = paired(x, y)
     return _rows({
-        "A is right": _share(x), "B is right": _share(y), "A − B": (gap["difference"], gap["low"], gap["high"]),
-        "only A is right": _share(x & ~y), "only B is right": _share(y & ~x), DIFFER: _share(a.answers != b.answers),
+        "A is right": share(x), "B is right": share(y), "A − B": (gap["difference"], gap["low"], gap["high"]),
+        "only A is right": share(x & ~y), "only B is right": share(y & ~x), DIFFER: share(a.answers != b.answers),
         "error consistency": [told[f"error_consistency{end}"] for end in ("", "_low", "_high")],
     })  # fmt: skip
 
@@ -74,14 +74,14 @@ def overall(a: Side, b: Side) -> pd.DataFrame:
 def unlabelled(a: Side, b: Side) -> pd.DataFrame:
     """The one row of `overall` that takes no labels."""
     same_classes(a, b)
-    return _rows({DIFFER: _share(a.answers != b.answers)})
+    return _rows({DIFFER: share(a.answers != b.answers)})
 
 
 def _rows(found: dict) -> pd.DataFrame:
     return pd.DataFrame([(what, *values) for what, values in found.items()], columns=["what", "value", "low", "high"])
 
 
-def _share(yes: Tensor) -> tuple[float, float, float]:
+def share(yes: Tensor) -> tuple[float, float, float]:
     """A share and Wilson's 95 % interval."""
     found = binomtest(int(yes.sum()), len(yes))
     return found.statistic, *map(float, found.proportion_ci(1 - LEVEL, "wilson"))

@@ -22,6 +22,7 @@ from reptrans.similarity import MEASURES, Calibrated, Features, compare
 SIZES = ("shallow, narrow", "shallow, wide", "deep, narrow", "deep, wide")
 VALUES = ("raw", "chance", "beyond chance")
 LEVEL = 0.05
+MANY = 8
 _USUAL = "linear_cka,debiased_cka,rsa,mutual_knn"
 _LOCAL = ("mutual_knn", "knn_jaccard", "cknna", "rank_similarity", "second_order_cosine")
 
@@ -161,3 +162,11 @@ def with_size(rows: pd.DataFrame) -> pd.DataFrame:
                 e = effect(added)
                 found.append((measure, kind_of(measure), what, value, e.mean, e.low, e.high, e.n))
     return pd.DataFrame(found, columns=["measure", "kind", "of", "value", "added", "low", "high", "n"])
+
+
+def drawn(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `with_size` that one figure can show: all, but for values without an end, which would set its scale;
+    of more than MANY measures what is beyond chance alone."""
+    many = table["measure"].nunique() > MANY
+    ends = table["measure"].map(lambda name: max(map(abs, MEASURES[name].range)))
+    return table[(table["value"] == "beyond chance") | (~np.isinf(ends) & (not many))]

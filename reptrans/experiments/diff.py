@@ -89,8 +89,9 @@ class Found:
 
     def lacking(self) -> list[str]:
         """A line for each reason why something is not compared."""
-        reasons = dict.fromkeys(self.missing.values())
-        names = {why: ", ".join(n for n, reason in self.missing.items() if reason == why) for why in reasons}
+        missing = self.missing | ({"alignment": apart.why} if (apart := self["weights"]) and apart.why else {})
+        reasons = dict.fromkeys(missing.values())
+        names = {why: ", ".join(n for n, reason in missing.items() if reason == why) for why in reasons}
         return [f"Not compared, {names[why]}: {why}" for why in reasons]
 
     @property

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from reptrans.data import Dataset, Loader
 from reptrans.errors import ReptransError, ShapeMismatch
-from reptrans.experiments.answers import labels_of, paired
+from reptrans.experiments.answers import labels_of, paired, share
 from reptrans.experiments.sides import Side
 from reptrans.layers import channel_axes, end, front
 from reptrans.layers.values import answer
@@ -64,7 +64,7 @@ def matches(a: Side, b: Side, found: Calibrated) -> pd.DataFrame:
 
 def stitches(a: Side, b: Side, found: Calibrated, p: "DiffRun") -> pd.DataFrame:
     """A row for each way and layer: way, front_layer, end_layer, agreement with the end network's own answers, and the
-    share of its accuracy that is kept, with low and high: NaN without labels.
+    share of its accuracy that is kept, with low and high: NaN without labels, or where it is not above chance.
 
     Layers as in `matches`, seen from the front; stitches are solved by least squares on training images.
     """
@@ -87,7 +87,8 @@ def _stitched(one: Side, other: Side, pairs: list[tuple[str, str]], p: "DiffRun"
         for pair, tail in tails.items():
             told[pair].append(answer(tail(activations[pair[0]])).argmax(1).cpu())
     own, labels = predict(other.net, scored)
-    usable, own, rows = labels.ndim == 1 and own.shape[1] == other.data.num_classes, own.argmax(1), []
+    classes, own, rows = own.shape[1], own.argmax(1), []
+    usable = labels.ndim == 1 and classes == other.data.num_classes and share(own == labels)[1] > 1 / classes
     for (f, e), parts in told.items():
         given = torch.cat(parts)
         row = {"way": f"{one.letter} → {other.letter}", "front_layer": f, "end_layer": e}
@@ -122,7 +123,7 @@ def _fits(x: tuple, y: tuple, places: tuple) -> bool:
 
 def _kept(told: Tensor, own: Tensor, labels: Tensor, usable: bool) -> dict[str, float]:
     """The stitched network's accuracy as a share of the end's, with an interval of the paired difference."""
-    if not usable or not (own == labels).any():
+    if not usable:
         return dict.fromkeys(("share", "low", "high"), math.nan)
     found = paired(told == labels, own == labels)
     return {

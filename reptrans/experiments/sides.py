@@ -1,22 +1,27 @@
 """Two networks by name or file, and the same images for both: what the notebook on differences compares."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from reptrans.checkpoints import SUFFIXES, load_network, read_weights
+from reptrans.checkpoints import SUFFIXES, copy_weights, fitted, read_weights
 from reptrans.data import Dataset, Loader, TextDataset
 from reptrans.data.split import Split, balanced
-from reptrans.errors import BadData, ShapeMismatch, UnknownName
+from reptrans.errors import BadCheckpoint, BadData, CannotCut, ShapeMismatch, UnknownName
 from reptrans.inputs.fronts import fast_front
 from reptrans.layers import cuttable_layers
-from reptrans.models import build, model_names
+from reptrans.models import build, from_l2t, model_names
+from reptrans.models.families import make
 from reptrans.tensorfiles import load_tensors
 from reptrans.training import predict
+from reptrans.training.batches import answers_of
 
 if TYPE_CHECKING:
     from reptrans.experiments.diff import DiffRun
@@ -61,6 +66,8 @@ class Side:
     def layers(self, most: int) -> list[str]:
         """At most so many of the layers where the network can be cut, evenly spaced."""
         known = list(cuttable_layers(self.net, self.example))
+        if not known:
+            raise CannotCut(f"{self.letter} has no layer that separates its input from its output.")
         spaced = np.linspace(0, len(known) - 1, min(most, len(known))).round().astype(int)
         return [known[k] for k in spaced]
 
@@ -76,34 +83,41 @@ def sides(p: "DiffRun", train: bool = True) -> tuple[Side, Side]:
     """
     form = {"image_size": p.image_size_b or p.image_size, "normalise": p.normalise_b or p.normalise}
     known: dict[str, Dataset] = {}
-    return (_side(p, "A", p.a, p.seed_a, {}, known, train), _side(p, "B", p.b, p.seed_b, form, known, train))
+    found = _side(p, "A", p.a, p.seed_a, {}, known, train), _side(p, "B", p.b, p.seed_b, form, known, train)
+    for side in found:
+        with torch.no_grad():
+            answers_of(side.net, side.example)
+    return found
 
 
 def _side(p: "DiffRun", letter: str, text: str, seed: int, form: dict, known: dict, train: bool) -> Side:
     q = p.model_copy(update=form)
     data = _loaded(q, known)
-    name, _, file = text.rpartition("@") if "@" in text else ("", "", text) if _is_file(text) else (text, "", "")
-    if not file:
+    name, file = _name_and_file(text)
+    if file is None:
         net = q.trained(name, data, seed) if train else build(name, **data.form)
         return Side(letter, f"{name} seed {seed}", net.to(**p.place).eval(), data, p.test_images)
     state = read_weights(file)
+    state = from_l2t(state) if name in ("", "resnet32_l2t") else state
     if (channels := _channels(state)) not in (0, data.channels):
         data = _loaded(q.model_copy(update={"channels": channels}), known)
-    net = load_network(_built(name or _network_in(file, state, data.form), state, data.form), file)
+    net = _built(name or _network_in(file, state, data.form), state, data.form)
+    copy_weights(net, state, Path(file))
     return Side(letter, text, net.to(**p.place).eval(), data, p.test_images)
 
 
-def _built(name: str, state: dict[str, Tensor], form: dict) -> nn.Module:
-    """The network `name` for as many classes as the weights say."""
+def _built(name: str, state: dict[str, Tensor], form: dict, build: Callable[..., nn.Module] = build) -> nn.Module:
+    """The network `name` for as many classes as the weights say: as long as the last of its weights is theirs."""
     net = build(name, **form)
-    head = _head(net)
-    classes = next((len(v) for n, v in state.items() if n.endswith(head) and v.ndim), form["num_classes"])
+    head = [f".{name}" for name, _ in net.named_parameters()][-1]
+    classes = next((len(v) for n, v in state.items() if f".{n}".endswith(head) and v.ndim), form["num_classes"])
     return net if classes == form["num_classes"] else build(name, **form | {"num_classes": classes})
 
 
-def _head(net: nn.Module) -> str:
-    """The last of the network's weights, whose length is that of its answer."""
-    return [name for name, _ in net.named_parameters()][-1]
+def _without_memory(name: str, **form) -> nn.Module:
+    """One of this package's networks, whose weights have names and shapes alone."""
+    with torch.device("meta"):
+        return make(name, *form.values(), {})
 
 
 def _loaded(p: "DiffRun", known: dict[str, Dataset]) -> Dataset:
@@ -116,8 +130,13 @@ def _loaded(p: "DiffRun", known: dict[str, Dataset]) -> Dataset:
     return known[key]
 
 
-def _is_file(text: str) -> bool:
-    return text.lower().endswith(SUFFIXES)
+def _name_and_file(text: str) -> tuple[str, str | None]:
+    """("", FILE), (NETWORK, FILE) or (NETWORK, None); either may hold an @ of its own."""
+    if "@" not in text or Path(text).is_file():
+        return ("", text) if text.lower().endswith(SUFFIXES) else (text, None)
+    parts = text.split("@")
+    ways = [("@".join(parts[:k]), "@".join(parts[k:])) for k in range(1, len(parts))]
+    return next((way for way in ways if Path(way[1]).is_file()), ways[-1])
 
 
 def _channels(state: dict[str, Tensor]) -> int:
@@ -130,11 +149,16 @@ def _network_in(file: str, state: dict[str, Tensor], form: dict) -> str:
     """Which of this package's networks the weights in `file` are of: as it says itself, or by names and shapes."""
     if file.endswith(".safetensors") and (recipe := load_tensors(file)[1].get("recipe")):
         return recipe["model"]
+    known: dict[str, str] = {}  # by what they are made of: some have two names
     for name in model_names():
-        with suppress(ShapeMismatch):  # for other sizes of images
-            own = {n: v.shape for n, v in _built(name, state, form).state_dict().items() if n in state}
-            if own == {n: v.shape for n, v in state.items()}:
-                return name
+        with suppress(ShapeMismatch, BadCheckpoint):  # for other sizes of images; of other weights
+            net = _built(name, state, form, _without_memory)
+            fitted(net, state, Path(file))
+            known.setdefault(repr(net), name)
+    if len(known) == 1:
+        return known.popitem()[1]
+    if names := " and ".join(known.values()):
+        raise UnknownName(f"the weights in {file} fit {names}, which do other things with them. Name one: NAME@{file}.")
     raise UnknownName(
         f"the weights in {file} are of none of this package's networks for images {form['image_size']}. Name theirs: "
         f"NETWORK@{file}, where NETWORK is torchvision/NAME, timm/NAME, hf/TYPE or path/to/file.py:function."

@@ -27,7 +27,7 @@ class FastFront(nn.Module):
     def __init__(self, part: nn.Module, mean: Sequence[float], std: Sequence[float], halved: bool):
         super().__init__()
         like = next(part.parameters(), torch.zeros(()))
-        self.part, self.halved = part, halved
+        self.part, self.halved, self.layout = part, halved, torch.channels_last
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1))
 
@@ -36,10 +36,20 @@ class FastFront(nn.Module):
             if images.shape[1] != len(self.mean):
                 raise ShapeMismatch(f"images of {images.shape[1]} channels, statistics of {len(self.mean)}.")
             images = (images - self.mean) / self.std
-        images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.halved):
-            activations = answer(self.part(images))
-        return activations.to(images.dtype)
+            try:
+                return answer(self._run(images)).to(images.dtype)
+            except RuntimeError as error:
+                if self.layout is torch.contiguous_format or "view size is not compatible" not in str(error):
+                    raise
+            # Code that flattens maps by view() takes them channels first alone.
+            self.layout = torch.contiguous_format
+            self.part.to(memory_format=self.layout)
+            return answer(self._run(images)).to(images.dtype)
+
+    def _run(self, images: Tensor) -> object:
+        # Not self.part(), by which a graph prints its code before it raises.
+        return nn.Module.__call__(self.part, images.contiguous(memory_format=self.layout))
 
 
 def fast_front(

@@ -6,7 +6,8 @@ is called more than once).
 
 from reptrans.layers.axes import channel_axes
 from reptrans.layers.cut import cuttable_layers, end, front
+from reptrans.layers.network import called
 from reptrans.layers.record import record
 from reptrans.layers.sheet import layer_table
 
-__all__ = ["channel_axes", "cuttable_layers", "end", "front", "layer_table", "record"]
+__all__ = ["called", "channel_axes", "cuttable_layers", "end", "front", "layer_table", "record"]

@@ -1,5 +1,6 @@
 """What counts as a network, and how it is run: wrappers taken off, any kind of input, no trace left."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
@@ -28,6 +29,49 @@ def unwrap(net: nn.Module) -> nn.Module:
         raise BadValue(f"a network is a torch.nn.Module, and {given} was given. Make one of a name with build(name).")
     inside = _WRAPPERS.get(type(net).__name__)
     return unwrap(getattr(net, inside)) if inside and hasattr(net, inside) else net
+
+
+class _Called(nn.Module):
+    """The layers, weights and mode of another network, and a forward of its own."""
+
+    def __init__(self, net: nn.Module, how: Callable):
+        vars(self).update(_net=net, _how=how)  # not as a layer, for all names would begin with it
+        mode = net.training
+        super().__init__()
+        self._modules, self._parameters, self._buffers = net._modules, net._parameters, net._buffers
+        self.training = mode
+
+    @property
+    def training(self) -> bool:
+        return self._net.training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        self._net.training = mode
+
+    def forward(self, *inputs: object, **named: object) -> object:
+        return self._how(self._net, *inputs, **named)
+
+
+def called(net: nn.Module, how: Callable) -> nn.Module:
+    """`net` for all functions of this package, where it is not called as net(images) but as how(net, images).
+
+        compare(called(clip, lambda net, images: net.get_image_features(pixel_values=images)), other, loader)
+
+    Its layers, under their names, its weights and its mode stay one and the same. Of a batch that is a mapping of
+    keywords `how` gets these: how(net, left=…, right=…). Raises BadValue for what takes no network and no input.
+    """
+    net = unwrap(net)
+    try:
+        parameters = inspect.signature(how).parameters.values()
+        fits = any(p.kind is p.VAR_KEYWORD for p in parameters) or len(parameters) > 1
+    except ValueError:  # of some built-in functions nothing is known
+        fits = True
+    except TypeError:
+        fits = False
+    if not fits:
+        raise BadValue(f"how is {how!r:.60}. Give a function of the network and its input: lambda net, images: …")
+    return type(type(net).__name__, (_Called,), {})(net, how)
 
 
 def located(net: nn.Module, names: Iterable[str]) -> tuple[nn.Module, dict[str, tuple[str, str]]]:

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from reptrans.errors import BadValue
 from reptrans.layers.trace import Traced, trace
+from reptrans.layers.values import answer
 from reptrans.training import evaluating
 from reptrans.training.batches import explained
 
@@ -157,7 +158,7 @@ def _check(net: nn.Module, units: Units, images: Tensor) -> None:
     generator, two = torch.Generator().manual_seed(0), images[:2].double()
     exact = copy.deepcopy(net).double().eval()
     for form in (exact, _scrambled(exact, generator)):
-        before, after = form(two), permuted(form, units, units.random(generator))(two)
+        before, after = (answer(net(two.clone())) for net in (form, permuted(form, units, units.random(generator))))
         error = float((before - after).abs().max() / before.abs().max())
         if error > 1e-10:  # an untrained network may give 0 throughout, and 0 / 0 refuses nothing
             raise BadValue(

@@ -12,7 +12,7 @@ from reptrans.distillation import METHODS
 from reptrans.distillation.distill import distill, loaders
 from reptrans.distillation.losses import moving, resolve
 from reptrans.distillation.method import Method, Pair, Stage
-from reptrans.errors import BadValue, LayerNotFound, ReptransError, UnknownName
+from reptrans.errors import BadValue, LayerNotFound, ReptransError, ShapeMismatch, UnknownName
 from reptrans.matching import CrossEntropy, Learned, Match, Teacher, conv1x1_bn, l2, softened_kl
 from reptrans.models import build
 from reptrans.training import Plan
@@ -422,6 +422,11 @@ def test_a_methods_name_makes_the_method_for_the_usual_positions(pair, digits, n
     ({"method": "kd", "temprature": 3.0}, BadValue, "kd has no argument 'temprature'. Did you mean 'temperature'"),
     ({"wach": {}}, BadValue, "distill has no argument 'wach'; a Method has its options already."),
     ({"loader": [1]}, BadValue, "the loader is a list. Give dataset.loader('train', 128, shuffle=True), or the Data"),
+    ({"plan": {"epochs": 2}}, BadValue, "the plan is a dict. Give a Plan, Plan(epochs=60) say."),
+    ({"student": build("cnn3_w2"), "method": "kd"}, ShapeMismatch, "Sequential does not take images (2, 1, 8, 8) of "
+     "torch.float64: its first layer 'conv1' takes 3 channels."),
+    ({"teachers": build("cnn3_w2", in_channels=1), "method": "kd"}, BadValue, "the loader gives images of torch.float64"
+     ", but teacher 0 computes with weights of torch.float32."),
     ({"teachers": "tiny10"}, BadValue, "a network is a torch.nn.Module, and 'tiny10' was given."),
     ({"student": "tiny10"}, BadValue, "a network is a torch.nn.Module, and 'tiny10' was given."),
 ])  # fmt: skip

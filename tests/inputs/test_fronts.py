@@ -98,6 +98,27 @@ def test_what_cannot_be_traced_runs_whole():
         assert torch.allclose(fast_front(net, "conv")(IMAGES), net.conv(IMAGES))
 
 
+class Viewing(nn.Module):
+    """Flattens maps by view, which takes them channels first; in a part that no graph reaches, or not."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.conv, self.fc, self.hidden = nn.Conv2d(3, 4, 3), nn.Linear(144, 2), hidden
+
+    def forward(self, x):
+        maps = self.conv(x)
+        return self.fc(maps.view(x.size(0), -1)) if not self.hidden or maps.sum() > -1e9 else maps
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_maps_may_be_flattened_by_view(hidden, capsys):
+    net, x = Viewing(hidden).double().eval(), normal(2, 3, 8, 8)
+    fast = fast_front(net)
+    for _ in range(2):
+        torch.testing.assert_close(fast(x), net(x))
+    assert not capsys.readouterr().err
+
+
 def test_images_are_normalised():
     net, mean, std = network(), (0.1, 0.2, 0.3), (2.0, 3.0, 4.0)
     done = (IMAGES - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)

@@ -27,6 +27,19 @@ def test_a_permuted_network_is_the_same_function(name):
     assert not all(same)
 
 
+def test_an_answer_may_have_a_name_and_images_may_be_written_to():
+    class Told(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            x -= 1
+            return {"logits": self.second(F.relu(self.first(x)))}
+
+    assert sorted(unit_groups(Told(), torch.ones(2, 4)).sizes.values()) == [6]
+
+
 def test_groups_of_a_chain_are_its_layers():
     units = unit_groups(build("cnn3_w8", in_channels=1, image_size=8), torch.zeros(1, 1, 8, 8))
     assert sorted(units.sizes.values()) == [8, 16, 32]
