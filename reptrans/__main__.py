@@ -128,12 +128,12 @@ def _sweep(given: argparse.Namespace) -> int:
 def _run(given: argparse.Namespace) -> int:
     executed = packaged.run(given.notebook, given.given, given.file)
     place = executed or paths.runs_root() / packaged.found(given.notebook).name
-    print(f"\nThe executed notebook: {paths.shown(place)}")
+    print(f"\nThe executed notebook: {paths.from_here(place)}")
     if executed is None:
         return 1
     newest = max((p for p in place.parent.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime, default=None)
     if newest:
-        print(f"Its rows, arrays, figures and report: {paths.shown(newest)}")
+        print(f"Its rows, arrays, figures and report: {paths.from_here(newest)}")
     return 0
 
 
@@ -143,7 +143,7 @@ def _diff(given: argparse.Namespace) -> int:
     if packaged.diff(given.a, given.b, given.data, given.given) is None:
         return 1
     newest = max(paths.runs_root().glob("diff-*/report.html"), key=lambda path: path.stat().st_mtime)
-    print(f"{read_record(newest.parent)['reading']}\n\nThe page: {paths.shown(newest)}")
+    print(f"{read_record(newest.parent)['reading']}\n\nThe page: {paths.from_here(newest)}")
     return 0
 
 

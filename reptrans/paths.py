@@ -79,3 +79,9 @@ def shown(path: Path) -> str:
     """`path` as it may be printed in a stored output: relative to the data folder's parent where it lies below it."""
     path, base = Path(path).resolve(), data_root().resolve().parent
     return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
+
+
+def from_here(path: Path) -> str:
+    """`path` as the user of a terminal may open it: relative to the working directory where it lies below it."""
+    path, here = Path(path).resolve(), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

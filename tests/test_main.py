@@ -11,6 +11,7 @@ import pytest
 import reptrans
 from reptrans import packaged
 from reptrans.__main__ import main
+from reptrans.paths import from_here
 from reptrans.runs import Run
 
 
@@ -110,10 +111,13 @@ def small(tmp_path, monkeypatch):
     return path
 
 
-def test_a_notebook_is_run_and_its_place_is_said(small, capsys, tmp_path):
+def test_a_notebook_is_run_and_its_place_is_said(small, capsys, tmp_path, monkeypatch):
     (tmp_path / "more.yaml").write_text("layer: bn2\nseeds: 3\n")
     assert main(["run", str(small), "-f", str(tmp_path / "more.yaml"), "-p", "seeds", "2"]) == 0
-    assert "The executed notebook: data/runs/small.ipynb" in capsys.readouterr().out
+    place = tmp_path / "data/runs/small.ipynb"
+    assert f"The executed notebook: {place}\n" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    assert from_here(place) == "data/runs/small.ipynb"
     done = json.loads((tmp_path / "data" / "runs" / "small.ipynb").read_text())
     assert any("bn2bn2" in "".join(o.get("text", "")) for c in done["cells"] for o in c.get("outputs", []))
 
