@@ -92,6 +92,11 @@ def test_previews_show_pictures_that_exist(book):
     assert [name for name in shown if not (book.site / name).is_file()] == []
 
 
+def test_captions_belong_to_pictures(book):
+    figures = [f for text in pages(book).values() for f in re.findall("<figure.*?</figure>", text, re.DOTALL)]
+    assert figures and all("<img" in figure or "<svg" in figure for figure in figures)
+
+
 def test_titles_tell_pages_apart(book):
     titles = {name: re.search("<title>(.*?)</title>", text)[1] for name, text in pages(book.site).items()}
     counts = Counter((name.startswith("es/"), title) for name, title in titles.items())
