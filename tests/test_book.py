@@ -93,7 +93,7 @@ def test_previews_show_pictures_that_exist(book):
 
 
 def test_captions_belong_to_pictures(book):
-    figures = [f for text in pages(book).values() for f in re.findall("<figure.*?</figure>", text, re.DOTALL)]
+    figures = [f for text in pages(book.site).values() for f in re.findall("<figure.*?</figure>", text, re.DOTALL)]
     assert figures and all("<img" in figure or "<svg" in figure for figure in figures)
 
 
