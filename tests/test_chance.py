@@ -84,3 +84,12 @@ def test_a_figure_shows_no_values_without_an_end_and_of_many_measures_what_is_be
     assert drawn(table("rsa", "rsm_frobenius"))["value"].to_list() == [*VALUES, "beyond chance"]
     many = "rsa linear_cka cca_mean svcca gulp mutual_knn cknna knn_jaccard rank_similarity".split()
     assert drawn(table(*many))["value"].to_list() == ["beyond chance"] * 9
+
+
+def test_a_pair_that_is_kept_is_that_of_the_same_activations(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPTRANS_DATA", str(tmp_path / "data"))
+    p = ChanceRun(**SMALL | {"measures": "linear_cka"})
+    first, again = (growth(p, p.load(), (tmp_path / "kept").joinpath) for _ in range(2))
+    pd.testing.assert_frame_equal(first, again)
+    other = ChanceRun(**SMALL | {"measures": "linear_cka", "images": 60})
+    assert not growth(other, p.load(), (tmp_path / "kept").joinpath)["raw"].equals(first["raw"])

@@ -18,11 +18,12 @@ from reptrans.models import build
 from reptrans.notebook import names
 from reptrans.progress import progress
 from reptrans.similarity import MEASURES, Calibrated, Features, compare
+from reptrans.tensorfiles import digest_of
 
 SIZES = ("shallow, narrow", "shallow, wide", "deep, narrow", "deep, wide")
 VALUES = ("raw", "chance", "beyond chance")
 LEVEL = 0.05
-MANY = 8
+MANY = 8  # measures, of which a figure would have more rows than can be read
 _USUAL = "linear_cka,debiased_cka,rsa,mutual_knn"
 _LOCAL = ("mutual_knn", "knn_jaccard", "cknna", "rank_similarity", "second_order_cosine")
 
@@ -123,7 +124,8 @@ def growth(p: ChanceRun, dataset: Dataset, keep: Keep) -> pd.DataFrame:
     for size, model in zip(SIZES, progress(names(p.models), "networks"), strict=True):
         sides = [_seen(p, dataset, p.trained(model, dataset, seed)) for seed in range(p.seeds)]
         for seed, (a, b) in enumerate(zip(sides, sides[1:] + sides[:1], strict=True)):
-            most = piece(keep(f"{model}-s{seed}.safetensors"), _most_similar, p, a, b)
+            seen = digest_of(a.layers, digest_of(b.layers))  # other weights or images are another pair
+            most = piece(keep(f"{model}-s{seed}-{seen}.safetensors"), _most_similar, p, a, b)
             rows += [{"size": size, "seed": seed} | row for row in most]
     return pd.DataFrame(rows)
 

@@ -49,11 +49,11 @@ def test_an_error_inside_restores_too():
 
 @pytest.mark.parametrize(
     ("others", "images"),
-    [([], IMAGES.double()), ([], IMAGES.flatten(1)), ([Viewing()], IMAGES), ([], IMAGES[:, :2])],
-    ids=["double precision", "no images", "a view", "images of other channels"],
+    [([], IMAGES.double()), ([], IMAGES.flatten(1)), ([Viewing()], IMAGES), ([], IMAGES[:, :2]), ([], {"x": IMAGES})],
+    ids=["double precision", "no images", "a view", "images of other channels", "keywords"],
 )
 def test_left_alone(others, images):
-    net = build("cnn3_w4", num_classes=4, image_size=(8, 8)).to(images.dtype)
+    net = build("cnn3_w4", num_classes=4, image_size=(8, 8)).to(getattr(images, "dtype", None))
     with channels_last([net, *others], images):
         assert net.conv2.weight.is_contiguous()
 
