@@ -7,6 +7,7 @@ from reptrans.data import TextDataset, load_dataset
 from reptrans.errors import BadData, BadValue, NotAvailable, ReptransError
 from reptrans.experiments.stitched import Stitching, StitchingSettings
 from reptrans.layers import front
+from reptrans.training import Plan, train_classifier
 
 
 @pytest.fixture(autouse=True)
@@ -232,3 +233,20 @@ def test_networks_of_text_are_stitched_by_least_squares(tmp_path):
         assert row["r2"] == pytest.approx(1 - (residual.square().sum() / y.square().sum()).item())
     with pytest.raises(BadValue, match="solved and not trained: choose epochs=0"):
         Stitching(a, b, [("first", "first")], dataset, StitchingSettings(epochs=1))
+
+
+class Classifier(torch.nn.Module):
+    """Which of two classes a line is of, by its mean byte."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.fc = torch.nn.Embedding(300, 8), torch.nn.Linear(8, 2)
+
+    def forward(self, inputs):
+        mask = inputs["attention_mask"][..., None]
+        return self.fc((self.embed(inputs["input_ids"]) * mask).sum(1) / mask.sum(1))
+
+
+def test_a_network_learns_classes_of_text_in_single_precision(animals):
+    rows = train_classifier(Classifier(), load_dataset(f"text:{animals}"), Plan(epochs=2), batch_size=4)
+    assert rows["train_cross_entropy"].notna().all()
