@@ -17,7 +17,7 @@ from reptrans.reid.architectures import Encoder, Siamese, Verification, encoder
 from reptrans.reid.people import Pairs, People, Reid, landmarks_known
 from reptrans.reid.scoring import find_again, pose_r2
 from reptrans.reid.sources import load_market, stick_figures
-from reptrans.reid.stages import Parts, Rates, Stage, generated, parts, train_baseline, train_stage
+from reptrans.reid.stages import ADVERSARIAL_BITS, Parts, Rates, Stage, generated, parts, train_baseline, train_stage
 from reptrans.training import Plan
 
 VERIFICATION = Weights(1.0, 0.0, 0.0, 0.0, 0.0)
@@ -70,8 +70,9 @@ class ReidRun(Place):
     def plan(self, seed: int) -> Plan:
         """Of stage I."""
         return Plan(
-            epochs=self.epochs_1, lr=self.lr_1, schedule="one_cycle", precision=self.precision, portable=True, seed=seed
-        )
+            epochs=self.epochs_1, lr=self.lr_1, schedule="one_cycle", precision=self.precision, portable=True,
+            bits=ADVERSARIAL_BITS, seed=seed,
+        )  # fmt: skip
 
     def stage(self, number: Literal[2, 3], weights: Weights | None = None) -> Stage:
         """Stage II or III; with other `weights`, a control."""

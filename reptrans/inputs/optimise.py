@@ -16,7 +16,7 @@ from reptrans.inputs.objective import Objective, Projection, Term, Transform, ma
 from reptrans.inputs.recovery import input_errors, mse, outside
 from reptrans.randomness import generator_of
 from reptrans.training.evaluation import device_of, keeping_random_state
-from reptrans.training.schedule import round_to_single
+from reptrans.training.schedule import round_weights
 
 DEFAULT_PRIOR = (total_variation(0.1),)
 
@@ -146,7 +146,7 @@ class _Descent:
             with torch.no_grad():
                 self.image.set(self.projection(self.image(), progress))
         if self.portable:
-            round_to_single(self.image.parameters())
+            round_weights(self.image.parameters())
         self.keep(first[0], before)
 
     @torch.no_grad()

@@ -22,7 +22,7 @@ from reptrans.l2t.probe import ORDERS, CheaperNorms, MetaGradient, batch_statist
 from reptrans.training import accuracy, classification_loss, evaluating
 from reptrans.training.batches import answers_of, checked_network
 from reptrans.training.evaluation import device_of, keeping_random_state
-from reptrans.training.schedule import round_to_single
+from reptrans.training.schedule import round_weights
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Transfer(nn.Module):
         torch.autograd.backward(list(weights.values()), found.gradient)
         self._adam.step()
         if self.meta.portable:
-            round_to_single(self.matching.weights.parameters())
+            round_weights(self.matching.weights.parameters())
         return {"outer_loss": found.outer_loss}
 
     def probe(self, batch, optimiser: torch.optim.Optimizer, prepared: dict, weights: list[Tensor]) -> MetaGradient:

@@ -19,7 +19,7 @@ from reptrans.reid.people import PairBatch, Pairs
 from reptrans.training import Plan, accuracy, evaluating, fit
 from reptrans.training.loop import Sums, total_of
 from reptrans.training.resume import Keeper
-from reptrans.training.schedule import round_to_single
+from reptrans.training.schedule import round_weights
 
 
 class Rates(NamedTuple):
@@ -32,6 +32,8 @@ class Rates(NamedTuple):
     pose: float
 
 
+# Of the weights of portable trainings: see `reptrans.training.schedule`.
+ADVERSARIAL_BITS = 16
 # As the authors declare them; in their code nothing applies the tenth for encoder and generator in stage III.
 PUBLISHED = {"II": Rates(0.0, 0.0, 1e-4, 1e-5, 1e-3), "III": Rates(1e-6, 1e-5, 1e-6, 1e-4, 1e-4)}
 
@@ -42,7 +44,7 @@ class Stage:
 
     In stage II encoder and head stay as they are, buffers included. In both, batch norms of the identity discriminator
     work with fixed statistics, in III those of encoder and head too. `smooth`, `swap`: see `discriminator_labels`.
-    `portable`: as in `Plan`.
+    `portable`: as in `Plan`, with ADVERSARIAL_BITS.
     Raises BadValue.
     """
 
@@ -228,7 +230,7 @@ def _descend(optimiser: torch.optim.Optimizer, loss: Tensor, stage: Stage) -> No
     loss.backward(inputs=moving)
     optimiser.step()
     if stage.portable:
-        round_to_single(moving)
+        round_weights(moving, ADVERSARIAL_BITS)
 
 
 def noise_for(generator: Generator, batch: PairBatch, draws: torch.Generator) -> Tensor:

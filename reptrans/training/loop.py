@@ -30,7 +30,7 @@ from reptrans.training.evaluation import (
 )
 from reptrans.training.layout import channels_last
 from reptrans.training.resume import Keeper, identity
-from reptrans.training.schedule import Plan, autocast, build_optimiser, learning_rate_factor, round_to_single
+from reptrans.training.schedule import Plan, autocast, build_optimiser, learning_rate_factor, round_weights
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -280,7 +280,7 @@ class _Loop:
             nn.utils.clip_grad_norm_(self.parameters, self.plan.clip)
         self.optimiser.step()
         if self.plan.portable:
-            round_to_single(self.parameters)
+            round_weights(self.parameters, self.plan.bits)
         if self.after_step and (found := self.after_step(batch, self.optimiser, *kept)):
             sums.add({}, found, *of_step)
 

@@ -6,7 +6,9 @@ scheduler, and every schedule has a formula to check.
 Trainings whose digits repeat on every processor are computed in double precision and kept in single. Two processors add
 the same numbers in another order and differ in the last of 53 bits. Training is chaotic: after some hundred steps that
 difference stands in the first digits. Where the weights are rounded to 24 bits after every step, it is wiped out before
-it can grow, but for the weight (one in 10⁸ or 10⁹ at each step) that lies just between two of the rounded numbers.
+it can grow, but for the weight (one in 10⁸ or 10⁹ at each step) that lies just between two of the rounded numbers. Such
+a weight is rarer by half for each bit less that is kept: adversarial trainings, in which hardly a digit survives a
+single one, keep 16.
 """
 
 import contextlib
@@ -22,12 +24,14 @@ from reptrans.randomness import checked_seed
 
 OPTIMISERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("steps", "one_cycle", "cosine", "constant", "milestones")
+SINGLE = 24  # significant bits of a number in single precision
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
 # Of a plan's numbers: what they must be, in words and as a condition.
 _NUMBERS = {
     "lr": ("a number above 0", lambda v: v > 0),
     "momentum": ("at least 0 and below 1", lambda v: 0 <= v < 1),
     "weight_decay": ("a number from 0 on", lambda v: v >= 0),
+    "bits": ("a whole number from 8 to 24", lambda v: v in range(8, SINGLE + 1)),
     "clip": ("a number above 0, or None for no limit", lambda v: v > 0),
 }
 
@@ -40,10 +44,11 @@ class Plan:
     Defaults are those of the model-stitching study (Csiszárik et al. 2021, authors' code) with 30 epochs for 300.
     `lr`: the highest learning rate. `momentum`, `nesterov`: for sgd alone. `weight_decay`: L2 for sgd and adam,
     decoupled for adamw. `precision`: of the weights; "bfloat16" computes in bfloat16 where autocast allows and keeps
-    float32 weights. `portable`: the weights are rounded to single precision after every step, so that a training in
-    "float64" ends the same on every processor (see above); with another precision they are so in any case. `clip`:
-    largest norm of all gradients together, None for no limit. `seed`: of dropout and the like. `milestones`: of the
-    schedule of this name, epochs from 1 on. `warmup`: epochs at the start over which the rate rises. Raises BadValue.
+    float32 weights. `portable`: the weights are rounded to `bits` significant bits, 24 being single precision, after
+    every step, so that a training in "float64" ends the same on every processor (see above); other precisions are left
+    as they are. `clip`: largest norm of all gradients together, None for no limit. `seed`: of dropout and the like.
+    `milestones`: of the schedule of this name, epochs from 1 on. `warmup`: epochs at the start over which the rate
+    rises. Raises BadValue.
     """
 
     epochs: int = 30
@@ -55,6 +60,7 @@ class Plan:
     schedule: str = "steps"
     precision: str = "float32"
     portable: bool = False
+    bits: int = SINGLE
     clip: float | None = None
     seed: int = 0
     milestones: tuple[int, ...] = ()
@@ -92,9 +98,10 @@ class Plan:
     def facts(self) -> dict[str, object]:
         """Its fields as plain data, by which files are named and trainings told apart.
 
-        What came later, `milestones` and `warmup`, is left out where it is not used: older files keep their names.
+        What came later is left out where it is not used: older files keep their names.
         """
-        return {name: value for name, value in asdict(self).items() if value or name not in ("milestones", "warmup")}
+        later = {"milestones": (), "warmup": 0, "bits": SINGLE}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
 
 def learning_rate_factor(plan: Plan, step: int, steps_per_epoch: int) -> float:
@@ -183,8 +190,13 @@ def _check_warmup(plan: Plan) -> None:
 
 
 @torch.no_grad()
-def round_to_single(tensors: Iterable[Tensor]) -> None:
-    """Round each float64 tensor, in place, to the nearest numbers of float32; others are so already."""
+def round_weights(tensors: Iterable[Tensor], bits: int = SINGLE) -> None:
+    """Round each float64 tensor, in place, to the nearest numbers of float32, then of `bits`; others are left alone."""
     for tensor in tensors:
-        if tensor.dtype == torch.float64:
-            tensor.copy_(tensor.float())
+        if tensor.dtype != torch.float64:
+            continue
+        tensor.copy_(tensor.float())
+        if bits < SINGLE:
+            # The sum with a number so much larger has no room for the lower bits (Veltkamp's splitting).
+            large = tensor * (2.0 ** (53 - bits) + 1)
+            tensor.copy_(large - (large - tensor))

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from reptrans.data import load_dataset
+from reptrans.errors import BadValue
 from reptrans.inputs import Pixels, match, optimise_input
 from reptrans.models import build
 from reptrans.training import Plan, classification_loss, fit, train_classifier
-from reptrans.training.schedule import round_to_single
+from reptrans.training.schedule import round_weights
 
 
 def is_single(tensor: torch.Tensor) -> bool:
@@ -22,8 +23,31 @@ def is_single(tensor: torch.Tensor) -> bool:
 
 def test_rounds_to_the_nearest_number_of_float32():
     tensors = [torch.tensor([1 + 2.0**-25, 1 + 3 * 2.0**-25, 1e-45, 0.1], dtype=torch.float64), torch.ones(2)]
-    round_to_single(tensors)
+    round_weights(tensors)
     assert tensors[0][:2].tolist() == [1.0, 1 + 2.0**-23] and all(map(is_single, tensors))
+
+
+def test_rounds_to_fewer_bits():
+    of_8 = [1 + 2.0**-7, -1 - 2.0**-7, 0.0, 3 * 2.0**-30, 255.0]
+    tensors = [torch.tensor([*of_8, 1 + 2.0**-9, 257.0, -0.1], dtype=torch.float64), torch.full((2,), 0.1)]
+    round_weights(tensors, bits=8)
+    assert tensors[0].tolist() == [*of_8, 1.0, 256.0, -205 * 2.0**-11]
+    assert (tensors[1] == 0.1).all()  # float32 is left alone
+
+
+def test_a_plan_keeps_as_many_bits_as_it_says():
+    dataset, net = load_dataset("digits", limit=5), build("cnn3_w4", num_classes=10, in_channels=1, image_size=8)
+    plan = Plan(epochs=1, precision="float64", portable=True, bits=16)
+    train_classifier(net.double(), dataset, plan, batch_size=20)
+    for p in net.parameters():
+        mantissa = torch.frexp(p.detach()).mantissa * 2.0**16
+        assert torch.equal(mantissa, mantissa.round())
+
+
+def test_a_file_is_named_by_its_bits_only_where_they_are_fewer():
+    assert "bits" not in Plan(portable=True).facts() and Plan(portable=True, bits=16).facts()["bits"] == 16
+    with pytest.raises(BadValue, match="bits is 4; it must be a whole number from 8 to 24"):
+        Plan(bits=4)
 
 
 def trained(portable: bool, disturbance: float) -> nn.Module:
