@@ -1,6 +1,7 @@
 """Stitching as an experiment: small networks trained on the digits, real data all the way through."""
 
 import copy
+import gc
 import math
 import os
 import re
@@ -8,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
+from collections import Counter
 from dataclasses import replace
 
 import pandas as pd
@@ -26,9 +29,9 @@ from reptrans.layers import end, front
 from reptrans.models import build
 from reptrans.notebook import spread
 from reptrans.similarity import linear_cka
-from reptrans.stitching import Stitch, StitchedNetwork, mask_matrix, train_stitch
+from reptrans.stitching import Stitch, StitchedNetwork, frozen, mask_matrix, train_stitch
 from reptrans.stitching.direct import DIRECT
-from reptrans.stitching.frozen import collect_moments, kept
+from reptrans.stitching.frozen import Seen, collect_moments, kept
 from reptrans.training import Plan, accuracy, classification_loss, evaluate, predict
 
 PLAN = Plan(epochs=4, lr=0.1, schedule="one_cycle", precision="float64", portable=True)
@@ -142,6 +145,56 @@ def test_kept_is_what_the_modules_say(digits, nets):
     assert kept(both, loader, size * 1.001) is not None and kept(both, loader, size * 0.999) is None
     augmented = digits.loader("train", 70, augment="flip", dtype=torch.float64)
     assert kept({"front": part}, augmented, 1.0) is None
+
+
+def test_what_was_seen_is_computed_once(digits, nets, monkeypatch):
+    calls = Counter()
+    for name in ("_tables", "logits_of"):
+        real = getattr(frozen, name)
+        monkeypatch.setattr(frozen, name, lambda *a, n=name, f=real: calls.update([n]) or f(*a))
+    loader, seen = digits.loader("test", 50, dtype=torch.float64), Seen(1.0)
+    for _ in range(2):
+        found = seen.activations(nets[0], ["bn1", "bn2"], loader.plain())
+        logits, labels = seen.logits(nets[0], loader)
+    assert calls == {"_tables": 1, "logits_of": 1}
+    images = images_of(digits)
+    for layer in ("bn1", "bn2"):
+        assert torch.equal(found[layer], torch.cat([front(nets[0], layer)(part) for part in images.split(50)]))
+    assert torch.equal(logits.argmax(1), nets[0](images).argmax(1)) and torch.equal(labels, digits.test.labels)
+
+
+def test_what_was_seen_long_ago_goes_first(digits, nets):
+    loader = digits.loader("test", 50, dtype=torch.float64)
+    size = {layer: front(nets[0], layer)(images_of(digits)).nbytes / 2**30 for layer in ("bn1", "bn2")}
+    seen = Seen(size["bn1"] + 0.5 * size["bn2"])
+    assert seen.activations(nets[0], ["bn1", "bn2"], loader) is None
+    assert seen.activations(nets[0], ["bn1"], loader, share=0.5) is None
+    first = seen.activations(nets[0], ["bn1"], loader)["bn1"]
+    assert seen.activations(nets[0], ["bn1"], loader)["bn1"] is first
+    seen.activations(nets[0], ["bn2"], loader)
+    again = seen.activations(nets[0], ["bn1"], loader)["bn1"]
+    assert again is not first and torch.equal(again, first)
+    assert seen.activations(nets[0], ["bn2"], digits.loader("test", 50, augment="flip")) is None
+
+
+def test_of_many_networks_the_last_four_are_kept(digits):
+    loader, seen = digits.loader("test", 50), Seen(1.0)
+    built = [build("cnn3_w2", num_classes=10, in_channels=1, image_size=8, seed=seed).eval() for seed in range(5)]
+    alive = [weakref.ref(net) for net in built]
+    for net in built:
+        seen.activations(net, ["bn1"], loader)
+        seen.logits(net, loader)
+    del net, built
+    gc.collect()
+    assert [ref() is not None for ref in alive] == [False, True, True, True, True]
+
+
+def test_pairs_that_share_what_was_seen_are_stitched_as_those_that_do_not(digits, nets):
+    s, pairs = settings(epochs=1, direct="least squares"), [("bn1", "bn1"), ("bn2", "bn2")]
+    shared = Stitching(*nets, pairs, digits, s)
+    few = Stitching(*nets, pairs, digits, s.model_copy(update={"memory": 0.0}))
+    for pair in pairs:
+        pd.testing.assert_frame_equal(shared.stitch(*pair).rows, few.stitch(*pair).rows, rtol=1e-12)
 
 
 def test_batch_norm_starts_from_the_same_function(digits, nets):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from reptrans.data import Dataset, Loader, Split, TextDataset
 from reptrans.data.loader import training_loader
+from reptrans.data.split import balanced
 from reptrans.errors import BadValue, ShapeMismatch
 from reptrans.experiments.parameters import (
     Count,
@@ -26,7 +27,6 @@ from reptrans.experiments.parameters import (
     Weight,
 )
 from reptrans.layers import channel_axes, end, front
-from reptrans.layers.network import run
 from reptrans.notebook import names
 from reptrans.randomness import generator_of
 from reptrans.similarity import Moments, linear_cka
@@ -42,7 +42,7 @@ from reptrans.stitching.direct import (
     initial_map,
     mask_matrix,
 )
-from reptrans.stitching.frozen import collect_moments, kept, logits_of, recognised, rows_of
+from reptrans.stitching.frozen import SHARE, Seen, collect_moments, logits_of, recognised, rows_of
 from reptrans.stitching.stitch import FORMS, Stitch, StitchedNetwork, stitch_size
 from reptrans.stitching.task import TARGETS, needs_parents, train_stitch
 from reptrans.training import Plan, accuracy, classification_loss
@@ -186,7 +186,8 @@ class Stitching:
     stitched network's answer has its largest cosine with the end network's own answer to the same token.
     Fitted on `dataset.train`, scored on `dataset.test`, and every row says so. Both networks are frozen and taken over:
     eval mode, no gradients for their parameters, the settings' dtype and device. What pairs share is computed once: the
-    networks' own logits, and the moments of all pairs in one streamed pass.
+    networks' own logits, the moments of all pairs in one pass, and activations as far as the settings' memory allows.
+    `seen` shares them with another Stitching of the same networks, data and settings.
     Raises before any compute: LayerNotFound, CannotCut for layers; ShapeMismatch for class counts or activations that
     do not fit; BadValue for settings that contradict each other.
     """
@@ -200,10 +201,12 @@ class Stitching:
         settings: StitchingSettings | None = None,
         *,
         seed: int = 0,
+        seen: Seen | None = None,
     ):
         self.settings = s = settings or StitchingSettings()
         self.dataset, self.pairs, self.seed = dataset, _checked_pairs(pairs), seed
         self.front_net, self.end_net = (self._frozen(net) for net in (front_net, end_net))
+        self.seen = Seen(s.memory) if seen is None else seen
         form = s.place
         self.train = training_loader(dataset, s.batch_size, seed, s.augment, **form)
         # On a CPU, activations that stay within the cache; larger ones cost the system more than the arithmetic.
@@ -219,7 +222,6 @@ class Stitching:
         self.cuts = {cut.pair: cut for cut in self._cuts()}
         for cut in self.cuts.values():
             self._check(cut)
-        self._last_front: tuple[str | None, dict[str, Tensor] | None] = (None, None)
 
     def stitch(self, front_layer: str, end_layer: str, checkpoint: Path | None = None) -> Stitched:
         """Match one of the pairs in every way asked for; `checkpoint` lets interrupted training resume."""
@@ -253,7 +255,7 @@ class Stitching:
     def own(self) -> dict[str, Tensor]:
         """The two networks' own logits on the score set, and its labels."""
         (front_logits, labels), (end_logits, _) = (
-            logits_of(partial(run, net), self.test, "tokens") for net in (self.front_net, self.end_net)
+            self.seen.logits(net, self.test) for net in (self.front_net, self.end_net)
         )
         return {"front": front_logits, "end": end_logits, "labels": labels}
 
@@ -263,7 +265,10 @@ class Stitching:
         if not self.settings.needs_moments:
             return {}
         once = self.train.over(self.dataset.train, shuffle=False, drop_last=False)
-        return collect_moments(self.front_net, self.end_net, list(self.cuts), once, self.settings.flatten, self._axes)
+        seen = None if self._tells_input else self.seen
+        return collect_moments(
+            self.front_net, self.end_net, list(self.cuts), once, self.settings.flatten, self._axes, seen
+        )
 
     def _frozen(self, net: nn.Module) -> nn.Module:
         return checked_network(net).to(**self.settings.place).eval().requires_grad_(False)
@@ -348,7 +353,8 @@ class Stitching:
         return train_stitch(
             network, self.train, s.plan(self.seed), target=s.target, parents=(self.front_net, self.end_net),
             temperature=s.temperature, l1=s.l1, cka_reg=s.cka_reg, end_front=cut.own,
-            memory=s.memory, checkpoint=checkpoint, label=f"stitch at {cut.front_layer}",
+            memory=s.memory, front_activations=self._activations(0, cut, self.train), checkpoint=checkpoint,
+            label=f"stitch at {cut.front_layer}",
         )  # fmt: skip
 
     @property
@@ -358,13 +364,22 @@ class Stitching:
 
     def _score_set(self, cut: Cut) -> tuple[Loader, bool]:
         """The score set as the front leaves it (True); with a bypass, or where memory is short, as images."""
-        if self._last_front[0] != cut.front_layer:  # the next cut is often at the same layer of the front
-            tables = None if self._tells_input else kept({"front": cut.front}, self.test, self.settings.memory)
-            self._last_front = (cut.front_layer, tables)
-        tables = self._last_front[1]
-        if tables is None:
+        table = self._activations(0, cut, self.test)
+        if table is None:
             return self.test, False
-        return self.test.over(Split(tables["front"], self.test.split.labels)), True
+        return self.test.over(Split(table, self.test.split.labels)), True
+
+    def _activations(self, side: int, cut: Cut, loader: Loader) -> Tensor | None:
+        """What the front (0) or the end network (1) says at its layer of all images, where that can be kept.
+
+        For all pairs in one pass, or, where that is too much, for this one.
+        """
+        if self._tells_input:
+            return None
+        net, layer = (self.front_net, self.end_net)[side], cut.pair[side]
+        known = self.seen.activations(net, sorted({pair[side] for pair in self.pairs}), loader, SHARE)
+        known = known or self.seen.activations(net, [layer], loader)
+        return None if known is None else known[layer]
 
     def _scores(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
         wanted, right = self.own["end"], labels
@@ -386,11 +401,19 @@ class Stitching:
         affine = AffineMap(dense["weight"].to(m.xx), dense["bias"].to(m.xx))
         return {"r2": affine.r2(m), "departure": departure(m, affine)}
 
+    def _some_rows(self, cut: Cut) -> list[Tensor]:
+        """Both networks' activations on the images for CKA, (n, features)."""
+        tables = [self._activations(side, cut, self.test) for side in (0, 1)]
+        if any(table is None for table in tables):
+            return rows_of((cut.front, cut.own), self.test, self.settings.cka_images)
+        some = balanced(self.test.split.labels, self.settings.cka_images)
+        return [table[some.to(table.device)].flatten(1) for table in tables]
+
     @torch.no_grad()
     def _common(self, cut: Cut, m: Moments | None) -> dict[str, object]:
         """The columns that all rows of a pair share."""
         s, labels = self.settings, self.own["labels"]
-        x, y = rows_of((cut.front, cut.own), self.test, s.cka_images)
+        x, y = self._some_rows(cut)
         accuracies = [math.nan, 1.0] if self.texts else [accuracy(self.own[k], labels).item() for k in ("front", "end")]
         return {
             "dataset": self.dataset.name, "front_layer": cut.front_layer, "end_layer": cut.end_layer, "seed": self.seed,

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import pandas as pd
 from pydantic import Field
@@ -19,6 +21,7 @@ from reptrans.models import build
 from reptrans.notebook import listed, once, parts
 from reptrans.paths import expanded
 from reptrans.progress import progress
+from reptrans.stitching.frozen import Seen
 from reptrans.tensorfiles import digest_of
 from reptrans.training import Plan
 from reptrans.training.resume import structure
@@ -45,7 +48,7 @@ class StitchingRun(TwoNetworks, StitchingSettings, TrainingParameters):
         return replace(super().plan(seed), portable=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Side:
     """One network of a pair: how to get it, what to call it in a row, and one of the same shapes without training."""
 
@@ -72,9 +75,9 @@ def network_pairs(p: StitchingRun, dataset: Dataset) -> list[tuple[int, Side, Si
     else:
         once(max(fronts, ends, key=len))
     count = given if given > 1 else p.seeds
-    around = max(count, 2)
+    around, side = max(count, 2), cache(partial(_side, p, dataset))
     pairs = [
-        (i, _side(p, dataset, p.front_model, fronts, i, i), _side(p, dataset, p.end_model, ends, i, (i + 1) % around))
+        (i, side(p.front_model, *_turn(fronts, i, i)), side(p.end_model, *_turn(ends, i, (i + 1) % around)))
         for i in range(count)
     ]
     if not isinstance(dataset, TextDataset):  # whose networks are not trained: what does not fit is said at once
@@ -99,10 +102,14 @@ def _paths(text: str) -> list[Path]:
     return paths
 
 
-def _side(p: StitchingRun, dataset: Dataset, model: str, paths: list[Path], index: int, seed: int) -> Side:
+def _turn(paths: list[Path], index: int, seed: int) -> tuple[Path | None, int]:
+    """The checkpoint whose turn it is, or None and a seed."""
+    return (paths[index % len(paths)], 0) if paths else (None, seed)
+
+
+def _side(p: StitchingRun, dataset: Dataset, model: str, path: Path | None, seed: int) -> Side:
     facts = dataset.form
-    if paths:
-        path = paths[index % len(paths)]
+    if path:
         get = lambda: load_network(build(model, **facts).to(p.place["dtype"]), path)  # noqa: E731
         return Side(f"{model} {path.parent.name}/{path.stem}", get, get)
     if p.weights:
@@ -141,11 +148,14 @@ def stitch_networks(
     stored there, and training within a piece too, so that an interrupted run goes on where it was. The name tells
     pieces of other weights and other images apart.
     """
-    rows, arrays, histories = [], {}, []
-    for seed, front_side, end_side in network_pairs(p, dataset):
-        front_net, end_net = front_side.get(), end_side.get()
+    rows, arrays, histories, seen = [], {}, [], Seen(p.memory)
+    # A network is the end of one pair and the front of the next: the same object, while what it said is kept.
+    networks: WeakValueDictionary[Side, nn.Module] = WeakValueDictionary()
+    for seed, *sides in network_pairs(p, dataset):
+        front_side, end_side = sides
+        front_net, end_net = (networks.setdefault(side, networks.get(side) or side.get()) for side in sides)
         pairs = layer_pairs(p, front_net, end_net)
-        stitching = Stitching(front_net, end_net, pairs, dataset, p, seed=seed)
+        stitching = Stitching(front_net, end_net, pairs, dataset, p, seed=seed, seen=seen)
         of = _content(front_net, end_net, dataset)
         for f, e in progress(pairs, f"{front_side.name} → {end_side.name}"):
             name = f"seed{seed}-{f}-{e}" if f != e else f"seed{seed}-{f}"

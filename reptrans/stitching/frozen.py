@@ -1,19 +1,26 @@
 """What a frozen network says about a data set is computed once: activations, logits, moments of many layers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reptrans.data import Loader
+from reptrans.data import Batch, Loader, Split
 from reptrans.data.split import balanced
 from reptrans.layers import front
+from reptrans.layers.network import run
 from reptrans.layers.values import answer
 from reptrans.progress import progress
 from reptrans.similarity import Moments, channel_blocks
 from reptrans.similarity.fold import token_mask, without_padding
 from reptrans.stitching.stitch import at_places, axis_of, channels_first, places_of
+
+_GIB = 2**30
+_MOST_NETWORKS = 4
+SHARE = 1 / 4  # of the memory for one network on one split: of two networks, training and test images fit together
 
 
 @torch.no_grad()
@@ -50,18 +57,77 @@ def kept(modules: dict[str, nn.Module], loader: Loader, most_gib: float) -> dict
 
     None where that cannot be: the images are augmented, or the outputs need more than `most_gib` of memory together.
     """
+    return _tables(lambda images: {n: answer(module(images)) for n, module in modules.items()}, loader, most_gib * _GIB)
+
+
+def _tables(outputs_of: Callable[[Tensor], dict[str, Tensor]], loader: Loader, most: float) -> dict[str, Tensor] | None:
+    """Likewise, for what gives all outputs at once; `most` in bytes."""
     if loader.augment != "none":
         return None
     tables: dict[str, Tensor] = {}
     for batch in progress(loader.plain(), "activations"):
-        outputs = {name: answer(module(batch.images)) for name, module in modules.items()}
+        outputs = outputs_of(batch.images)
         if not tables:
-            if sum(v[0].numel() * v.element_size() for v in outputs.values()) * len(loader.split) > most_gib * 2**30:
+            if sum(v[0].numel() * v.element_size() for v in outputs.values()) * len(loader.split) > most:
                 return None
             tables = {name: v.new_empty(len(loader.split), *v.shape[1:]) for name, v in outputs.items()}
         for name, value in outputs.items():
             tables[name][batch.index] = value
     return tables
+
+
+class Seen:
+    """What frozen networks say of images that are not augmented, computed once for all who ask.
+
+    `most_gib`: what the activations may take together; those asked for longest ago go first. Of more than four networks
+    the same goes for all that is known of one.
+    """
+
+    def __init__(self, most_gib: float):
+        self._most = most_gib * _GIB
+        # By network, layer (None: the output) and split, which is kept, so that no other gets its identity.
+        self._found: dict[tuple[nn.Module, str | None, int], tuple[Split, tuple[Tensor, ...]]] = {}
+        self._refused: WeakKeyDictionary[nn.Module, set[object]] = WeakKeyDictionary()
+
+    def logits(self, net: nn.Module, loader: Loader) -> tuple[Tensor, Tensor]:
+        """`logits_of` all examples, of texts for each token."""
+        key = net, None, id(loader.split)
+        if key not in self._found:
+            self._found[key] = loader.split, logits_of(partial(run, net), loader, "tokens")
+        self._forget_all_before([key])
+        return self._found[key][1]
+
+    def activations(
+        self, net: nn.Module, layers: Iterable[str], loader: Loader, share: float = 1.0
+    ) -> dict[str, Tensor] | None:
+        """Those of each layer for every image of the loader's split, (n, …), from one pass; None as for `kept`.
+
+        `share` of the memory: what these may take.
+        """
+        keys = {layer: (net, layer, id(loader.split)) for layer in layers}
+        refused, these = self._refused.setdefault(net, set()), (*keys, len(loader.split), loader.augment, share)
+        if these in refused:
+            return None
+        if not all(key in self._found for key in keys.values()):
+            with torch.no_grad():
+                tables = _tables(front(net, list(keys)), loader, share * self._most)
+            if tables is None:
+                refused.add(these)
+                return None
+            self._found |= {key: (loader.split, (tables[layer],)) for layer, key in keys.items()}
+        self._forget_all_before(keys.values())
+        return {layer: self._found[key][1][0] for layer, key in keys.items()}
+
+    def _forget_all_before(self, newest: Iterable[tuple[nn.Module, str | None, int]]) -> None:
+        """Put these last, and let go of the first while there is too much."""
+        for key in newest:
+            self._found[key] = self._found.pop(key)
+        while len({net for net, *_ in self._found}) > _MOST_NETWORKS or self._size > self._most:
+            del self._found[next(iter(self._found))]
+
+    @property
+    def _size(self) -> int:
+        return sum(table.nbytes for (_, layer, _), (_, found) in self._found.items() if layer for table in found)
 
 
 @torch.no_grad()
@@ -72,17 +138,20 @@ def collect_moments(
     loader: Loader,
     flatten: bool = False,
     axes: tuple[dict[str, int], dict[str, int]] | None = None,
+    seen: Seen | None = None,
 ) -> dict[tuple[str, str], Moments]:
     """Moments of (front layer, end layer) channels for all pairs, from one pass of `loader` through both networks.
 
     Each network runs only as far as its last layer in `pairs`. The front's places are brought to the end's; with
     `flatten` the features are all of c·h·w. `axes`: of the channels, by layer of front and end; None for the usual ones
-    of `Stitch`. Memory does not grow with the number of images.
+    of `Stitch`. Memory does not grow with the number of images. `seen` knows activations already, or keeps them for
+    later where all layers of a network need no more than a quarter of its memory.
     """
-    fronts = front(front_net, sorted({f for f, _ in pairs})), front(end_net, sorted({e for _, e in pairs}))
+    sides = (front_net, sorted({f for f, _ in pairs})), (end_net, sorted({e for _, e in pairs}))
+    fronts = [_batchwise(net, layers, loader, seen) for net, layers in sides]
     moments: dict[tuple[str, str], Moments] = {}
     for batch in progress(loader, "moments"):
-        xs, ys = (part(batch.images) for part in fronts)
+        xs, ys = (part(batch) for part in fronts)
         for f, e in pairs:
             known = (axes[0][f], axes[1][e]) if axes else (None, None)
             x, y = blocks(xs[f], ys[e], known, flatten, token_mask(batch.images, xs[f]))
@@ -90,6 +159,14 @@ def collect_moments(
                 moments[f, e] = Moments(x.shape[1], y.shape[1], x.device)
             moments[f, e].update(x, y)
     return moments
+
+
+def _batchwise(net: nn.Module, layers: list[str], loader: Loader, seen: Seen | None) -> Callable[[Batch], dict]:
+    known = seen and seen.activations(net, layers, loader, SHARE)
+    if known:
+        return lambda batch: {layer: table[batch.index] for layer, table in known.items()}
+    part = front(net, layers)
+    return lambda batch: part(batch.images)
 
 
 def blocks(

@@ -32,6 +32,7 @@ def train_stitch(
     cka_reg: float = 0.0,
     end_front: nn.Module | None = None,
     memory: float = 4.0,
+    front_activations: Tensor | None = None,
     checkpoint: Path | None = None,
     label: str = "stitch",
 ) -> "pd.DataFrame":
@@ -44,7 +45,8 @@ def train_stitch(
     linear CKA (flattened, over the batch) to `end_front`'s activations, the end network's own at the cut: a positive
     value drives CKA *down*, as in the source's experiment on functional against geometric similarity.
     Without augmentation the front's activations are computed once if they fit into `memory` GiB; the numbers are the
-    same. Rows: epoch, step, lr, the terms of the loss, accuracy on the training batches.
+    same. `front_activations`: of every image of the loader's split, where they are known already.
+    Rows: epoch, step, lr, the terms of the loss, accuracy on the training batches.
     `checkpoint` as in `fit`: an interrupted call resumes.
     Source: Csiszárik et al. 2021 and their code (batch norm in eval mode, Adam, learning rate x0.1 after each third).
     """
@@ -77,9 +79,19 @@ def train_stitch(
 
     others = [net for net in (*(parents or ()), end_front) if net is not None]
     with channels_last([network, *others], next(iter(loader.plain())).images):
-        tables = None if network.keep_skip else kept(frozen, loader, memory)
+        tables = None if network.keep_skip else _kept(frozen, front_activations, loader, memory)
         batches = loader if tables is None else loader.over(Split(tables["front"], loader.split.labels))
         return fit(objective, {"stitch": network.stitch}, batches, plan, checkpoint=checkpoint, label=label)
+
+
+def _kept(
+    frozen: dict[str, nn.Module], known: Tensor | None, loader: Loader, memory: float
+) -> dict[str, Tensor] | None:
+    if known is None or loader.augment != "none":
+        return kept(frozen, loader, memory)
+    others = {name: module for name, module in frozen.items() if name != "front"}
+    rest = kept(others, loader, memory) if others else {}
+    return None if rest is None else rest | {"front": known}
 
 
 TARGETS = ("hard", "soft_1", "soft_2", "soft_12", "soft_1_plus_2")
