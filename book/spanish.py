@@ -34,6 +34,7 @@ def configuration() -> dict:
     """The book's own, in Spanish."""
     config = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))
     config["sphinx"]["config"] |= GETTEXT
+    config["author"] = "los autores de reptrans"
     if "baseurl" in config["html"]:
         config["html"]["baseurl"] += "es/"
     local = config["sphinx"]["local_extensions"]

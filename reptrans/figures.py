@@ -15,6 +15,7 @@ import pandas as pd
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from reptrans.errors import BadData, ShapeMismatch, UnknownName, suggest
@@ -176,10 +177,13 @@ def _pale(ax: Axes, matrix: pd.DataFrame, pale: pd.DataFrame, annotate: bool) ->
             ax.text(j + 0.5, i + 0.5, f"{matrix.iat[i, j]:.2f}", color="0.55", size=8, ha="center", va="center")
 
 
-def weights(matrix: Tensor | np.ndarray | pd.DataFrame, label: str = "weight", ax: Axes | None = None) -> Axes:
+def weights(
+    matrix: Tensor | np.ndarray | pd.DataFrame, label: str = "weight", ax: Axes | None = None, *, paired: bool = False
+) -> Axes:
     """Draw a stitch's weights (out, in): white is 0, red above, blue below, to the same end on both sides.
 
-    A 1x1 convolution's (out, in, 1, 1) will do as well.
+    A 1x1 convolution's (out, in, 1, 1) will do as well. `paired`: the columns in the order in which the diagonal holds
+    the largest sum of absolute weights, one of each row and column; without a partner, last.
 
     Raises:
         ShapeMismatch: anything else than a matrix.
@@ -187,8 +191,11 @@ def weights(matrix: Tensor | np.ndarray | pd.DataFrame, label: str = "weight", a
     values = np.asarray(matrix.detach().cpu().double() if isinstance(matrix, Tensor) else matrix, dtype=float)
     if values.ndim < 2 or values.shape[2:] != (1,) * (values.ndim - 2) or not values.size:
         raise ShapeMismatch(f"weights have the shape (out, in) or (out, in, 1, 1), and these have {values.shape}.")
-    end = float(np.nanmax(np.abs(values))) or 1.0
-    ax = heatmap(pd.DataFrame(values.reshape(values.shape[:2])), label, ax, annotate=False, limits=(-end, end))
+    table, end = pd.DataFrame(values.reshape(values.shape[:2])), float(np.nanmax(np.abs(values))) or 1.0
+    if paired:
+        partners = linear_sum_assignment(-np.abs(np.nan_to_num(table)))[1]  # by row
+        table = table[[*partners, *sorted({*table} - {*partners})]]
+    ax = heatmap(table, label, ax, annotate=False, limits=(-end, end))
     ax.set(xlabel="front channel (in)", ylabel="end channel (out)")
     return ax
 

@@ -178,6 +178,16 @@ def test_weights_are_centred_at_zero():
     assert weights(np.zeros((2, 2))).collections[0].get_clim() == (-1, 1)
 
 
+@pytest.mark.parametrize(
+    ("matrix", "columns"),
+    [([[1.0, -3.0, 0.0], [2.0, 0.0, 1.0]], [1, 0, 2]), ([[0.0, 1.0], [0.5, 0.0], [0.0, -4.0]], [0, 1])],
+)
+def test_weights_with_partners_on_the_diagonal(matrix, columns):
+    ax = weights(np.array(matrix), paired=True)
+    np.testing.assert_array_equal(ax.collections[0].get_array(), np.array(matrix)[:, columns])
+    assert [int(tick.get_text()) for tick in ax.get_xticklabels()] == columns
+
+
 def test_what_cannot_be_drawn():
     with pytest.raises(UnknownName) as caught:
         layer_curves(ROWS, y="acuracy")

@@ -110,6 +110,18 @@ def test_titles_headings_and_figures_are_in_spanish(book):
     assert "red tutora" in [text.text for text in page.select("svg text")]
 
 
+@pytest.mark.parametrize("page", ["book/distillation_attention", "book/bibliography"])
+def test_what_is_written_by_the_build_is_in_spanish_too(book, page):
+    for folder, licence, two in (
+        (book.site, "MIT licence", "Zagoruyko and Komodakis"),
+        (book.site / "es", "licencia MIT", "Zagoruyko y Komodakis"),
+    ):
+        found = read(folder, page)
+        assert licence in found.select_one(".bd-footer-content").text
+        assert two in found.article.text
+    assert not any(re.search(r" and \w+,? (?:19|20)\d\d", link.text) for link in found.select("article a"))
+
+
 def test_the_edition_shares_what_is_the_same(book):
     for path in (book.site / "es" / "_static").rglob("*"):
         if path.is_file():

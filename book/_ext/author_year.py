@@ -8,20 +8,26 @@ from pybtex.plugin import register_plugin
 from pybtex.style.formatting.plain import Style as PlainStyle
 from pybtex.style.labels import BaseLabelStyle
 from sphinx.application import Sphinx
+from sphinxcontrib.bibtex.style.referencing import PersonStyle
+from sphinxcontrib.bibtex.style.referencing.author_year import AuthorYearReferenceStyle
+
+AND = {"en": " and ", "es": " y "}
 
 
-def who(entry: Entry) -> str:
+def who(entry: Entry, language: str = "en") -> str:
     """The authors, as in the text: one or two names, or the first with et al."""
     names = ["".join(str(part) for part in person.rich_last_names) for person in entry.persons["author"]]
-    return f"{names[0]} et al." if len(names) > 2 else " and ".join(names)
+    return f"{names[0]} et al." if len(names) > 2 else AND[language].join(names)
 
 
 class Labels(BaseLabelStyle):
     """Heo et al., 2019a"""
 
+    language = "en"
+
     def format_labels(self, sorted_entries: Iterable[Entry]) -> Iterator[str]:
         for entry in sorted_entries:
-            yield f"{who(entry)}, {entry.fields['year']}"
+            yield f"{who(entry, self.language)}, {entry.fields['year']}"
 
 
 class Style(PlainStyle):
@@ -41,11 +47,15 @@ def lettered(entries: Iterable[Entry]) -> None:
             entry.fields["year"] += letter * (len(group) > 1)
 
 
-def letter(app: Sphinx) -> None:
-    lettered(app.env.get_domain("cite").bibdata.data.entries.values())
+def prepare(app: Sphinx) -> None:
+    """Letters at the years, and in sentences the "and" of their language."""
+    cited = app.env.get_domain("cite")
+    lettered(cited.bibdata.data.entries.values())
+    cited.reference_style = AuthorYearReferenceStyle(person=PersonStyle(sep2=AND[Labels.language]))
 
 
 def setup(app: Sphinx) -> dict:
+    Labels.language = app.config.language or "en"
     register_plugin("pybtex.style.formatting", "author_year", Style)
-    app.connect("builder-inited", letter)
+    app.connect("builder-inited", prepare)
     return {"parallel_read_safe": True}

@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 
 import yaml
+from babel.dates import format_date
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
@@ -70,11 +71,16 @@ def preview(app: Sphinx, page: str, title: str, doctree: nodes.document | None) 
     return "\n".join([f'<meta name="description" content="{escape(text)}" />', *tags])
 
 
-def footer(cited: dict, intro: str, changes: str) -> str:
-    released = date.fromisoformat(cited["date-released"])
+# The licence, and what two links say.
+FOOTERS = {"en": ("{} licence", "How to cite", "Changes"), "es": ("licencia {}", "Cómo citar", "Cambios")}
+
+
+def footer(cited: dict, intro: str, changes: str, language: str = "en") -> str:
+    licence, cite, changed = FOOTERS[language]
+    released = format_date(date.fromisoformat(cited["date-released"]), "long", {"en": "en_GB"}.get(language, language))
     return (
-        f"reptrans {cited['version']}, {released.day} {released:%B %Y} · {cited['license']} licence · "
-        f'<a href="{intro.rstrip("#")}#citing">How to cite</a> · <a href="{changes}">Changes</a>'
+        f"reptrans {cited['version']}, {released} · {licence.format(cited['license'])} · "
+        f'<a href="{intro.rstrip("#")}#citing">{cite}</a> · <a href="{changes}">{changed}</a>'
     )
 
 
@@ -83,7 +89,8 @@ def tell(app: Sphinx, page: str, template: str, context: dict, doctree: nodes.do
     context["title"] = title
     context["metatags"] = context.get("metatags", "") + "\n" + preview(app, page, title, doctree)
     path = context["pathto"]
-    context["theme_extra_footer"] = footer(citation(Path(app.srcdir)), path("book/intro"), path("book/changes"))
+    pages = path("book/intro"), path("book/changes")
+    context["theme_extra_footer"] = footer(citation(Path(app.srcdir)), *pages, app.config.language or "en")
 
 
 def lightened(html: str, searches: bool = False) -> str:

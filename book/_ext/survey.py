@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nbformat
 import torch
-from author_year import who
+from author_year import Labels, who
 from diagram import Diagram, drawn
 from docutils import nodes
 from docutils.statemachine import StringList
@@ -171,13 +171,13 @@ def papers() -> dict:
     return parse_file(BOOK / "references.bib").entries
 
 
-def paper(key: str) -> str:
+def paper(key: str, language: str = "en") -> str:
     """Author and year, linked to the paper."""
     entry = papers()[key]
     fields = entry.fields
     doi, eprint = fields.get("doi"), fields.get("eprint")
     link = fields.get("url") or (f"https://doi.org/{doi}" if doi else f"https://arxiv.org/abs/{eprint}")
-    return f"[{who(entry)} {fields['year']}]({link})"
+    return f"[{who(entry, language)} {fields['year']}]({link})"
 
 
 def number(name: str) -> str:
@@ -299,7 +299,8 @@ def _links(name: str) -> str:
         made = METHODS[name]
         target = f"{made.__module__}.{made.__name__}"
     notebook = NOTEBOOK.get(run, "../notebooks/feature_distillation.ipynb")
-    return f"{paper(described(name)['paper'])} · {{py:func}}`~{target}` · [{Path(notebook).name}]({notebook})"
+    cited = paper(described(name)["paper"], Labels.language)  # a line of links is no sentence for a translator
+    return f"{cited} · {{py:func}}`~{target}` · [{Path(notebook).name}]({notebook})"
 
 
 def setup(app: Sphinx) -> dict:
