@@ -26,7 +26,7 @@ from reptrans.files import file_name, locked
 from reptrans.models import build, source_digest
 from reptrans.tensorfiles import digest_of, existing, incomplete, load_tensors, save_tensors
 from reptrans.training import Plan, pick_device, train_classifier
-from reptrans.training.resume import content, some_of, structure
+from reptrans.training.resume import content, some_of, split_content, structure
 
 __all__ = [
     "default_recipe",
@@ -140,12 +140,13 @@ def trained(
     # be in a folder that cannot be written to.
     with nullcontext() if path.exists() else locked(path.with_name(f".{path.stem}.lock")):
         if path.exists():
-            _load_own(net, path, recipe)
+            _load_own(net, path, recipe, split_content(dataset.train))
         else:
             partial = path.with_name(f"{path.stem}.partial.safetensors")
             rows = train_classifier(net, dataset, plan, **order, device=device, checkpoint=partial, label=path.stem)
             state = dict(net.state_dict())
             about = {"recipe": recipe, "rows": rows.to_dict("records"), "digest": digest_of(state, recipe)}
+            about["images"] = split_content(dataset.train)
             save_tensors(path, state, about)
             partial.unlink(missing_ok=True)
     return net.to(device).eval()
@@ -290,7 +291,7 @@ def _file_name(model: str, dataset: Dataset, seed: int, recipe: dict) -> str:
     return f"{file_name(model)}-{file_name(dataset.name)}-s{seed}-{short}.safetensors"
 
 
-def _load_own(net: nn.Module, path: Path, recipe: dict) -> None:
+def _load_own(net: nn.Module, path: Path, recipe: dict, images: str) -> None:
     again = "Move it away, and it is trained again."
     try:
         state, meta = load_tensors(path)
@@ -298,6 +299,8 @@ def _load_own(net: nn.Module, path: Path, recipe: dict) -> None:
         raise BadCheckpoint(f"{error} {again}") from error
     if meta.get("recipe") != json.loads(json.dumps(recipe)):
         raise BadCheckpoint(f"{path} is not of the recipe its name stands for. {again}")
+    if meta.get("images", images) != images:
+        raise BadCheckpoint(f"{path} was trained on other images under the same name, with the same labels. {again}")
     if (there := meta.get("digest")) != (here := digest_of(state, recipe)):
         raise BadCheckpoint(
             f"{path}: its digest is {there}, but {here} is that of its weights and of its recipe ({meta['recipe']}). "

@@ -572,6 +572,22 @@ def test_trained_trains_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("tiny_networks")
+def test_one_pixel_among_many_images_makes_other_images(tmp_path):
+    images = torch.randint(0, 256, (200, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    first, second = (
+        Dataset("noise", Split(x, torch.arange(200) % 2), Split(x[:4], torch.arange(4) % 2), ("a", "b"), (0.5,), (0.2,))
+        for x in (images, torch.cat([images[:1], images[1:2] ^ 1, images[2:]]))
+    )
+    assert fingerprint(first) == fingerprint(second)
+    for _ in range(2):
+        trained("tiny", first, 3, plan=SHORT, batch_size=50, folder=tmp_path)
+    with pytest.raises(
+        BadCheckpoint, match="was trained on other images under the same name, with the same labels. Mo"
+    ):
+        trained("tiny", second, 3, plan=SHORT, batch_size=50, folder=tmp_path)
+
+
+@pytest.mark.usefixtures("tiny_networks")
 def test_whatever_changes_the_result_changes_the_file(tmp_path):
     options = {"seed": 0, "plan": SHORT, "batch_size": 5, "batch_seed": 0, "augment": "none", "folder": tmp_path}
     changes = [{}, {"seed": 1}, {"plan": replace(SHORT, lr=0.02)}, {"batch_size": 4}, {"batch_seed": 1}]

@@ -2,6 +2,7 @@
 
 import copy
 import operator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from reptrans.errors import BadValue, CannotCut, LayerNotFound, ShapeMismatch
 from reptrans.layers import called, channel_axes, cuttable_layers, end, front, record
 from reptrans.layers.hooked import HookedFront
+from reptrans.layers.network import leaving_no_trace
 from reptrans.layers.values import answer, chosen, replaced, tensors_in
 from reptrans.similarity import compare
 
@@ -202,6 +204,14 @@ def test_what_nobody_thought_of_is_found_by_comparing():
     net, x = Deceiving().eval(), torch.randn(5, 4)
     assert exact(net, "a", x)
     assert torch.equal(front(net, ["a", "b"])(x)["b"], net(x))
+
+
+@pytest.mark.parametrize("register", ["register_forward_pre_hook", "register_forward_hook"])
+def test_hooks_of_the_network_itself_are_heeded_after_a_first_cut(register):
+    net, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval(), torch.randn(5, 4)
+    assert exact(net, "0", x)
+    getattr(net, register)(lambda module, given, output=None: given[0] * 3 if output is None else output * 3)
+    assert exact(net, "0", x)
 
 
 class Pair(NamedTuple):
@@ -465,6 +475,17 @@ def test_sizes_other_than_the_number_of_examples_need_an_example():
     assert exact(net, "first", x)
 
 
+def test_sizes_of_another_image_are_not_those_of_the_example():
+    def mean(s, x):
+        return s.second(s.first(x).sum((1, 2)) / (x.size(1) * x.size(2)))
+
+    net, x, larger = Written(mean).eval(), torch.randn(2, 5, 5, 4), torch.randn(2, 6, 6, 4)
+    assert exact(net, "first", x)
+    with pytest.raises(CannotCut, match="asks for a size of what lies before the cut. Give example=images"):
+        end(net, "first")(net.first(larger))
+    assert exact(net, "first", larger) and exact(net, "first", x)
+
+
 def test_which_axis_holds_channels_is_not_guessed():
     class Last(nn.Module):
         """Channels last, as in Swin, behind a convolution that has them first; and a sequence with them first."""
@@ -515,6 +536,37 @@ def test_a_trace_leaves_nothing_in_what_a_network_keeps():
     for _ in range(2):
         assert torch.equal(end(net, "first")(front(net, "first")(x)), net(x))
     assert all(type(value) is torch.Tensor for value in (*net.list, *net.cache.values(), net.latest))
+
+
+class Running(nn.Module):
+    """Puts another tensor in the place of a buffer at every pass, and takes inputs of 4 values alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.last = nn.BatchNorm1d(4), nn.Linear(4, 2)
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x):
+        self.mean = 0.5 * self.mean + 0.5 * x.detach().mean(0)
+        return self.last(self.norm(x - self.mean)).view(-1, 2)
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_a_pass_leaves_no_trace_in_buffers_even_after_an_error(width):
+    net = Running()
+    before, mean = {name: buffer.clone() for name, buffer in net.named_buffers()}, net.mean
+    with suppress(RuntimeError), leaving_no_trace(net):
+        net.norm(torch.rand(5, 4))
+        net(torch.rand(5, width))
+    assert net.mean is mean and all(torch.equal(buffer, before[name]) for name, buffer in net.named_buffers())
+
+
+def test_a_front_in_train_mode_replaces_buffers_as_the_network_does():
+    net, x = Running(), torch.rand(5, 4)
+    other = copy.deepcopy(net)
+    other(x)
+    front(net, "norm")(x)
+    assert torch.equal(net.mean, other.mean) and net.mean.any()
 
 
 class Again(nn.Module):

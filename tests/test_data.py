@@ -720,6 +720,27 @@ def test_what_the_sampled_headers_missed_is_noticed_on_reading(tmp_path):
     )
 
 
+def test_sixteen_bits_are_refused_on_reading_too(tmp_path):
+    deep = tmp_path / "a.png"
+    Image.new("I;16", (10, 10)).save(deep)
+    for channels in (1, 3):
+        with pytest.raises(
+            BadData, match=r"a.png has more than 8 bits per channel \(mode I;16\). Convert it to 8 bits."
+        ):
+            Streamed((deep,), torch.tensor([0]), (channels, 10, 10)).batch(torch.tensor([0]))
+
+
+def test_linked_folders_are_followed_once(tmp_path):
+    root = picture_tree(tmp_path / "pets")
+    picture(tmp_path / "more" / "below" / "9.png")
+    try:
+        (root / "train" / "cat" / "more").symlink_to(tmp_path / "more", target_is_directory=True)
+        (tmp_path / "more" / "back").symlink_to(root / "train" / "cat", target_is_directory=True)
+    except OSError:
+        pytest.skip("a system without links")
+    assert load_dataset(f"folder:{root}").train.labels.tolist() == [0] * 4 + [1] * 3
+
+
 def remove(*files):
     for file in files:
         file.unlink()

@@ -687,6 +687,23 @@ def test_files_tell_other_old_networks_apart(digits, tmp_path):
     assert counts == [1, 2, 2]
 
 
+def test_files_tell_builders_of_one_name_apart(digits, tmp_path):
+    plan = Plan(epochs=1, lr=1e-9, schedule="constant", precision="float64")
+    few = Dataset(digits.name, digits.train.limit(5), digits.test.limit(5), digits.classes, digits.mean, digits.std)
+
+    def scaled(seed, scale):
+        net = small(seed)
+        net.fc.weight.data *= scale
+        return net
+
+    norms = []
+    for model in (lambda seed: scaled(seed, 1.0), lambda seed: scaled(seed, 5.0), partial(scaled, scale=5.0)):
+        made = extend(model, few, 2, None, plan, batch_size=25, folder=tmp_path, layers=["bn2"])
+        norms.append(made.networks[0].fc.weight.norm().item())
+    assert norms == pytest.approx([norms[0], 5 * norms[0], 5 * norms[0]])
+    assert len(list(tmp_path.glob("extension-*"))) == 4
+
+
 # Messages
 
 

@@ -22,7 +22,7 @@ from torchvision.models import VisionTransformer
 
 from reptrans.checkpoints import load_tensors, save_tensors, trained
 from reptrans.data import Dataset, Loader, Split, load_dataset
-from reptrans.errors import BadCheckpoint, BadValue, CannotCut, LayerNotFound, ShapeMismatch, UnknownName
+from reptrans.errors import BadCheckpoint, BadData, BadValue, CannotCut, LayerNotFound, ShapeMismatch, UnknownName
 from reptrans.experiments.stitched import Stitching, StitchingSettings
 from reptrans.experiments.stitching import StitchingRun, layer_pairs, network_pairs, stitch_across, stitch_networks
 from reptrans.layers import end, front
@@ -174,7 +174,8 @@ def test_what_was_seen_long_ago_goes_first(digits, nets):
     seen.activations(nets[0], ["bn2"], loader)
     again = seen.activations(nets[0], ["bn1"], loader)["bn1"]
     assert again is not first and torch.equal(again, first)
-    assert seen.activations(nets[0], ["bn2"], digits.loader("test", 50, augment="flip")) is None
+    again = digits.loader("test", 50, augment="flip", dtype=torch.float64)
+    assert seen.activations(nets[0], ["bn1"], again.over(loader.split)) is None
 
 
 def test_of_many_networks_the_last_four_are_kept(digits):
@@ -770,6 +771,44 @@ def test_every_front_is_stitched_to_every_end_by_least_squares(digits, nets, tmp
 )
 def test_one_pair_of_layers_makes_no_grid(digits, tmp_path, changes):
     assert stitch_across(run_settings(**changes), digits, tmp_path.joinpath).empty
+
+
+def test_finished_pieces_are_those_of_the_same_test_images(digits, tmp_path):
+    p = run_settings(seeds=1, layer="bn2", direct="least squares", epochs=0)
+    # Of as many images as before.
+    other = replace(digits, test=digits.test.select(torch.arange(len(digits.test)).flip(0) // 2))
+    rows = [stitch_networks(p, data, tmp_path.joinpath)[0] for data in (digits, digits, other)]
+    pd.testing.assert_frame_equal(rows[0], rows[1])
+    fresh = stitch_networks(p, other, (tmp_path / "fresh").joinpath)[0]
+    pd.testing.assert_frame_equal(rows[2], fresh)
+    assert not rows[2]["cross_entropy"].equals(rows[0]["cross_entropy"])
+
+
+@pytest.mark.parametrize("change", ["end", "l1", "target"])
+def test_a_kept_training_of_another_end_or_loss_is_refused(digits, nets, tmp_path, change):
+    def kept(end_net, **more):
+        stitched = StitchedNetwork(front(nets[0], "bn2"), Stitch((8, 8, 8), (8, 8, 8)).double(), end(end_net, "bn2"))
+        train_stitch(
+            stitched, digits.loader("train", 50, dtype=torch.float64), PLAN, checkpoint=tmp_path / "kept", **more
+        )
+
+    kept(nets[1])
+    kept(nets[1])
+    other = {
+        "end": (nets[0], {}),
+        "l1": (nets[1], {"l1": 1.0}),
+        "target": (nets[1], {"target": "soft_2", "parents": nets}),
+    }
+    with pytest.raises(BadCheckpoint, match="belongs to another training: objective"):
+        kept(other[change][0], **other[change][1])
+
+
+def test_an_end_that_answers_nothing_is_refused(digits, nets):
+    broken = copy.deepcopy(nets[1])
+    with torch.no_grad():
+        broken.fc.bias[0] = math.nan
+    with pytest.raises(BadData, match="the network's answers to .* images are not numbers"):
+        stitch(digits, (nets[0], broken))
 
 
 def test_without_training_there_is_no_history(digits, tmp_path):

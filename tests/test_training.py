@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from reptrans.checkpoints import load_network, load_tensors
 from reptrans.data import Batch, Dataset, Split
-from reptrans.errors import BadCheckpoint, BadValue, Diverged, ShapeMismatch
+from reptrans.errors import BadCheckpoint, BadData, BadValue, Diverged, ShapeMismatch
 from reptrans.training import (
     Plan,
     accuracy,
@@ -97,6 +97,30 @@ def test_labels_of_another_form_are_refused(measure):
         "logits (4, 3) and labels (5,) do not fit. Logits must be (n, k); labels (n,) class numbers, or (n, k) zeros "
         "and ones."
     )
+
+
+@pytest.mark.parametrize("measure", [classification_loss, accuracy])
+def test_labels_between_yes_and_no_are_refused(measure):
+    with pytest.raises(BadData, match=r"labels \(n, k\) say yes or no, 1 or 0, of each class, and these hold other"):
+        measure(torch.zeros(2, 3), torch.tensor([[1.0, 0.0, 0.0], [0.9, 0.05, 0.05]]))
+
+
+def test_answers_that_are_no_numbers_have_no_accuracy():
+    logits = torch.tensor([[1.0, -1.0], [math.nan, 2.0], [-3.0, 3.0]])
+    loader = [(logits[:1], torch.tensor([0])), (logits[1:], torch.tensor([0, 1]))]
+    with pytest.raises(BadData, match=r"answers to 1 of 3 images are not numbers \(NaN\). Look for weights or images"):
+        evaluate(nn.Identity(), loader)
+
+
+class Scales(nn.Module):
+    def forward(self, x):
+        return x.mul_(3.0)
+
+
+def test_a_network_that_writes_to_its_input_leaves_the_loaders_alone():
+    loader = [(torch.tensor([[1.0, 2.0]]), torch.tensor([0]))]
+    assert evaluate(Scales(), loader) == evaluate(Scales(), loader)
+    assert loader[0][0].tolist() == [[1.0, 2.0]]
 
 
 # Looking leaves no trace

@@ -122,8 +122,13 @@ def _class_files(folder: Path) -> Classes:
 
 
 def _images(folder: Path) -> list[Path]:
-    """The image files in `folder` and below, sorted by name."""
-    found = [os.path.join(top, name) for top, _, names in os.walk(folder) for name in names if not name.startswith(".")]
+    """The image files in `folder` and below, sorted by name; links to folders are followed, but none to one seen."""
+    found, seen = [], set()
+    for top, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(top)
+        folders[:] = sorted(folders) if real not in seen else []
+        found += [os.path.join(top, name) for name in names if real not in seen and not name.startswith(".")]
+        seen.add(real)
     return [Path(name) for name in sorted(found) if os.path.splitext(name)[1].lower() in SUFFIXES]
 
 
@@ -137,8 +142,6 @@ def _shape(files: list[Path], image_size: int | None) -> tuple[int, int, int]:
     for file in files[:: -(-len(files) // LOOKED_AT)]:
         with opened(file) as image:
             grey = grey and image.mode in GREY
-            if image.mode[0] in "IF":
-                raise BadData(f"{file} has more than 8 bits per channel (mode {image.mode}). Convert it to 8 bits.")
             sizes.setdefault(image.size, file)
     if image_size is None and len(sizes) > 1:
         (a, first), (b, second) = list(sizes.items())[:2]

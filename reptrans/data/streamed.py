@@ -142,9 +142,14 @@ def _pixels(path: Path, shape: tuple[int, int, int], resize: bool) -> np.ndarray
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """A Pillow image; whatever Pillow raises, on opening or in the with-block, becomes a BadData naming the file."""
+    """A Pillow image; whatever Pillow raises, on opening or in the with-block, becomes a BadData naming the file.
+
+    Raises BadData also for more than 8 bits per channel, of which Pillow would make white.
+    """
     try:
         with Image.open(path) as image:
+            if image.mode[0] in "IF":
+                raise BadData(f"{path} has more than 8 bits per channel (mode {image.mode}). Convert it to 8 bits.")
             yield image
     except BadData:
         raise

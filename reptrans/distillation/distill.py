@@ -23,6 +23,7 @@ from reptrans.training import Plan, evaluate, evaluating, fit
 from reptrans.training.batches import answers_of, checked_network
 from reptrans.training.evaluation import check_answers, check_labels, device_of, keeping_random_state
 from reptrans.training.layout import channels_last
+from reptrans.training.resume import content, recipe_of, weights_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,8 +94,9 @@ def distill(
         _check_types(teachers, loader, plan)
         images = next(iter(loader.plain())).images
         student = student.to(images.device, plan.dtype)
-        with evaluating(student), torch.no_grad():
-            for net in (student, *(teacher.net for teacher in teachers)):
+        nets = (student, *(teacher.net for teacher in teachers))
+        with evaluating(*nets), torch.no_grad():
+            for net in nets:
                 answers_of(net, images[:2])
         method = METHODS[method](Pair.of(student, teachers, images), **options)
     elif options:
@@ -182,8 +184,9 @@ def _one_round(members: list[Member], method, plan, looks, folder, label) -> "li
         built = [each.built for each in losses]
         moved = [known.union(each.moves) for known, each in zip(moved, losses, strict=True)]
         saving = None if folder is None else folder / f"stage{number}.safetensors"
+        known = {} if saving is None else {"checkpoint": saving, "facts": _facts(members[0], method)}
         with channels_last(_alone(members), next(iter(members[0].loader.plain())).images):
-            rows = _fitted(members, losses, its_plan, looks, saving, label or method.name)
+            rows = _fitted(members, losses, its_plan, looks, known, label or method.name)
         tables.append([table.assign(stage=number) for table in rows])
     return [pd.concat(own, ignore_index=True) for own in zip(*tables, strict=True)]
 
@@ -219,14 +222,14 @@ def _classes(student: nn.Module, example: Batch) -> int:
         return answers_of(student, example.images).shape[1]
 
 
-def _fitted(members, losses: list[Losses], plan: Plan, looks, saving, label: str) -> "list[pd.DataFrame]":
-    """Train, alone or side by side; the rows of each."""
+def _fitted(members, losses: list[Losses], plan: Plan, looks, known: dict, label: str) -> "list[pd.DataFrame]":
+    """Train, alone or side by side; the rows of each. `known`: of one alone, its checkpoint and what belongs to it."""
     loaders = [member.loader.over(member.loader.split) for member in members]
     if len(members) == 1:
         (member,), (alone,) = members, losses
         every = _looking([member.student], *looks, plan)
         parameters = [part for part in alone.moves if isinstance(part, nn.Parameter)]
-        given = {"parameters": parameters, "checkpoint": saving, "label": label}
+        given = known | {"parameters": parameters, "label": label}
         return [fit(alone, alone, loaders[0], plan, every_epoch=lambda e: every(e)[0], **given)]
     together = Together(losses)
     every = _looking([member.student for member in members], *looks, plan)
@@ -241,6 +244,15 @@ def _fitted(members, losses: list[Losses], plan: Plan, looks, saving, label: str
     )
     together.hand_back()
     return [_rows_of(rows, k) for k in range(len(members))]
+
+
+def _facts(member: Member, method: Method) -> dict[str, object]:
+    """What tells a training from one of another method, other teachers or other labels."""
+    return {
+        "method": method.name, "recipe": recipe_of(method), "factor": member.factor,
+        "teachers": weights_of(*(teacher.net for teacher in member.teachers)),
+        "labelled": "all" if member.labelled is None else content([member.labelled]),
+    }  # fmt: skip
 
 
 def _alone(members: list[Member]) -> list[nn.Module]:

@@ -62,7 +62,13 @@ class Losses(nn.Module):
 
     def forward(self, batch: Batch, progress: float = 0.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """({term: weight * value}, {"accuracy"}) of a batch, `progress` in [0, 1) being the share of the stage done."""
-        return self.terms(batch.images, *self.known(batch), self.taught(batch), self.factor, progress)
+        terms, figures = self.terms(batch.images, *self.known(batch), self.taught(batch), self.factor, progress)
+        return terms, {"accuracy": figures["accuracy"] / self.counting}
+
+    @property
+    def counting(self) -> float:
+        """The share of all images whose labels count."""
+        return 1.0 if self.labels is None else self.labels[1].double().mean().item()
 
     def taught(self, batch: Batch) -> dict[int, dict[str, Tensor]]:
         """{which teacher: {tap: its value}} of a batch, for all that the stage compares."""
@@ -80,7 +86,7 @@ class Losses(nn.Module):
         self, images: Tensor, labels: Tensor, counted: Tensor | None, taught: dict, factor: float | Tensor,
         progress: float,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
-        """The same from what the teachers say, {which: {tap: value}}."""
+        """The same from what the teachers say, {which: {tap: value}}; accuracy: who counts and is right, of all."""
         seen = tapped(self.student, images, labels, self.stage.student_taps)
         with torch.autocast(images.device.type, enabled=False):
             values = []
@@ -91,8 +97,9 @@ class Losses(nn.Module):
                 else:
                     weight = weight * factor if loss in self.scaled else weight
                     values.append(weight * self._distance(loss, taught[loss.who], seen))
-        hits = right(seen["out"].detach(), labels).to(wide(images.device)).mean()
-        return dict(zip(self.names, values, strict=True)), {"accuracy": hits}
+        hits = right(seen["out"].detach(), labels).to(wide(images.device))
+        hits = hits if counted is None else hits.reshape(len(hits), -1).mean(1) * counted
+        return dict(zip(self.names, values, strict=True)), {"accuracy": hits.mean()}
 
     def module(self, transform: object) -> object:
         """A recipe's module; any other transform itself."""
@@ -225,6 +232,7 @@ class Together(nn.Module):
         first = dict(self._alone[0].named_parameters())
         self.moves = [v for name, v in zip(self.names, self.values, strict=True) if first[name] in members[0].moves]
         self.factors = torch.tensor([losses.factor for losses in members], dtype=torch.float64).to(self.values[0])
+        self.counting = torch.tensor([losses.counting for losses in members]).to(self.values[0])
 
     def train(self, mode: bool = True) -> "Together":
         self._alone[0].train(mode)
@@ -254,7 +262,7 @@ class Together(nn.Module):
             terms, figures = vmap(alone, at, randomness="different")(
                 *state, batch.images, torch.stack(labels), counted, stacked, self.factors
             )
-        return _named(terms), _named(figures)
+        return _named(terms), _named({"accuracy": figures["accuracy"] / self.counting})
 
     def hand_back(self) -> None:
         """Copy all weights and buffers into the students and their connectors."""

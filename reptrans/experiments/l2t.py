@@ -40,6 +40,7 @@ from reptrans.progress import progress
 from reptrans.randomness import drawing
 from reptrans.training import Plan, evaluate, evaluating, fit
 from reptrans.training.operations import operations
+from reptrans.training.resume import split_content
 
 _NEEDED = ("scratch", "fm_all", "l2t_ww")
 _FEW = 200  # validation images on which learned weights and saliency are looked at
@@ -405,7 +406,8 @@ def _file_name(p: L2TRun, name: str, dataset: Dataset, seed: int) -> str:
     """Named after all that changes the result."""
     apart = ("methods", "grid", "factors", "tuning_seeds", "seeds", "device", "test_images")
     recipe = {key: value for key, value in p.model_dump().items() if key not in apart}
-    text = json.dumps([recipe, asdict(METHODS[name]), fingerprint(dataset)], sort_keys=True)
+    data = [fingerprint(dataset), split_content(dataset.test)]
+    text = json.dumps([recipe, asdict(METHODS[name]), data], sort_keys=True)
     return f"l2t-{name}-s{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.safetensors"
 
 

@@ -24,7 +24,7 @@ from reptrans.progress import progress
 from reptrans.stitching.frozen import Seen
 from reptrans.tensorfiles import digest_of
 from reptrans.training import Plan
-from reptrans.training.resume import structure
+from reptrans.training.resume import split_content, structure
 
 
 class StitchingRun(TwoNetworks, StitchingSettings, TrainingParameters):
@@ -205,7 +205,8 @@ def _content(front_net: nn.Module, end_net: nn.Module, dataset: Dataset) -> str:
     nets = {"front": front_net, "end": end_net}
     weights = {f"{side}.{name}": value for side, net in nets.items() for name, value in net.state_dict().items()
                if isinstance(value, Tensor)}  # fmt: skip
-    return digest_of(weights, [structure(net) for net in nets.values()], fingerprint(dataset))[:8]
+    data = [fingerprint(dataset), split_content(dataset.test)]
+    return digest_of(weights, [structure(net) for net in nets.values()], data)[:8]
 
 
 def _stitched(stitching: Stitching, front_layer: str, end_layer: str, training: Path) -> dict[str, object]:

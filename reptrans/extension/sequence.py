@@ -24,6 +24,7 @@ from reptrans.models import build
 from reptrans.randomness import drawing
 from reptrans.similarity import compare, ensemble_accuracy, error_consistency, jensen_shannon
 from reptrans.training import Plan, fit, pick_device, predict
+from reptrans.training.resume import content, structure
 
 _FEW = 32  # images of a rehearsal: as many as similarities need
 
@@ -143,9 +144,11 @@ class _Setting:
 def _trained(s: _Setting, k: int, olds: list[nn.Module], make: MakeCondition | None) -> tuple[Condition, pd.DataFrame]:
     """Objective and rows of network k, trained or, where its file says that it was, loaded."""
     seed = network_seed(s.seed, k)
-    objective = _objective(s, s.network(seed), list(olds), make)
+    net = s.network(seed)
+    built = [structure(net), content(net.state_dict().values())]
+    objective = _objective(s, net, list(olds), make)
     loader = training_loader(s.dataset, s.batch_size, seed, s.augment, device=s.device, dtype=s.plan.dtype)
-    file = s.folder / _file_name(s, k, objective.settings, olds if make else [])
+    file = s.folder / _file_name(s, k, built, objective.settings, olds if make else [])
     plan = replace(s.plan, seed=seed)
     rows = fit(objective, objective.modules_to_train(), loader, plan, checkpoint=file, label=f"network {k}")
     return objective, rows.assign(seed=s.seed, k=k, condition=objective.settings["kind"])
@@ -168,10 +171,9 @@ def _objective(s: _Setting, new: nn.Module, olds: list[nn.Module], make: MakeCon
     return objective
 
 
-def _file_name(s: _Setting, k: int, settings: dict, olds: list[nn.Module]) -> str:
-    """Named after all that changes the result, the old networks' weights included."""
-    model = s.model if isinstance(s.model, str) else f"{s.model.__module__}.{s.model.__qualname__}"
-    recipe = [model, fingerprint(s.dataset), [s.plan.facts(), s.batch_size, s.augment, s.seed], settings]
+def _file_name(s: _Setting, k: int, built: list[str], settings: dict, olds: list[nn.Module]) -> str:
+    """Named after all that changes the result; `built`: structure and first weights. With the old networks' weights."""
+    recipe = [built, fingerprint(s.dataset), [s.plan.facts(), s.batch_size, s.augment, s.seed], settings]
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
     for tensor in (t for old in olds for t in old.state_dict().values()):
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -34,8 +34,9 @@ def front(net: nn.Module, names: str | Iterable[str]) -> nn.Module:
     ends with the last of them. Values that a later in-place operation would overwrite are copied first. Of a layer that
     returns several values it is the first tensor, or the one that the name chooses: `layer:1`. The input is a tensor,
     or whatever the network takes: a tuple, or a mapping of keywords; these run the network whole, with hooks.
-    The parts share weights and buffers with `net`, and are made for the mode (train or eval) that `net` is in now: make
-    them again after changing it, if the network's own code asks for `self.training`.
+    The parts share weights and buffers with `net`, and are made for the mode (train or eval) that `net` is in now and
+    for its hooks: make them again after registering or removing a hook, and after changing the mode, if the network's
+    own code asks for `self.training`.
     Raises LayerNotFound; BadValue for what is no network or has no such part; CannotCut for a layer that the forward
     pass never reaches.
     """
@@ -57,7 +58,7 @@ def end(net: nn.Module, name: str, *, keep_skip: bool = False, example: object =
     Csiszárik et al. (2021) does everywhere.
     `example` (two examples of the input are enough) is needed for a layer that a graph does not reach, unless a front
     of the same network has run before. Where the input has a mask of padding, it is needed at every call:
-    `end(net, name)(activations, input)`. Weights, mode and errors as for `front`.
+    `end(net, name)(activations, input)`. Weights, mode, hooks and errors as for `front`.
     """
     net, places = located(net, [name])
     if example is not None:
@@ -279,12 +280,15 @@ def _is_plain(value: object) -> bool:
 def _is_sound(graph: fx.GraphModule, net: nn.Module, *ways: Callable[[], object]) -> bool:
     """Whether two ways to a value, one of them through `graph`, give the same; looked at once for each graph."""
     known = _SOUND.setdefault(net, set())
-    key = f"{net.training} {graph.code}"
+    hooks = [*net._forward_pre_hooks, *net._forward_hooks]  # no graph of `net` has its own, only those of its layers
+    key = f"{net.training} {hooks} {graph.code}"
     if key not in known:
-        results = []
+        results, buffers = [], list(map(id, net.buffers()))
         for way in ways:
             with leaving_no_trace(net):
                 results.append(way())
+                if list(map(id, net.buffers())) != buffers:  # `self.mean = …` is in no graph
+                    return False
         if not same(*results):
             return False
         known.add(key)

@@ -118,12 +118,17 @@ def each(inputs: object, change) -> object:
 @contextmanager
 def leaving_no_trace(net: nn.Module) -> Iterator[None]:
     """Within, `net` may run in whatever mode it is in; its buffers and the random state are then as they were."""
+    own = [(module, dict(module._buffers)) for module in net.modules()]  # in whose place `forward` may put others
     kept = [(buffer, buffer.clone()) for buffer in net.buffers()]
     devices = sorted({b.device for b in (*net.parameters(), *net.buffers()) if b.is_cuda}, key=str)
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        yield
-        for buffer, before in kept:
-            buffer.copy_(before)
+        try:
+            yield
+        finally:
+            for module, buffers in own:
+                module._buffers.update(buffers)
+            for buffer, before in kept:
+                buffer.copy_(before)
 
 
 @contextmanager

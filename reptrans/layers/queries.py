@@ -39,16 +39,16 @@ def answered(
 def answer_query(activations: Tensor, kind: str, rest: tuple, known: tuple | None, cut: tuple | None) -> object:
     """What `kind` (size, shape, device, …) of a value before the cut is, for a batch with these activations.
 
-    `known` and `cut`: the shapes of that value and of the activations for two examples, or None.
+    `known` and `cut`: the shapes of that value and of the activations for two examples, or None. Raises CannotCut for
+    what cannot be known of activations of another size than `cut`.
     """
     if kind in ("device", "dtype", "layout", "is_cuda"):
         return getattr(activations, kind)
     if kind == "get_device":
         return activations.get_device()
-    if known is None:
-        shape = _OnlyBatch(len(activations))
-    else:
-        shape = torch.Size((len(activations) * known[0] // cut[0], *known[1:]))
+    count = len(activations) * known[0] // cut[0] if known and cut else len(activations)
+    fits = known and activations.shape[1:] == cut[1:]  # else the examples were of another size
+    shape = torch.Size((count, *known[1:])) if fits else _OnlyBatch(count)
     if kind in ("numel", "nelement"):
         return math.prod(shape)
     if kind in ("size", "shape"):

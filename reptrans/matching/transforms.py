@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reptrans.errors import BadValue, ShapeMismatch
+from reptrans.training.evaluation import wide
 
 
 def above_0(more: str = "", **numbers: float) -> None:
@@ -113,8 +114,12 @@ def softened_kl(temperature: float = 4.0) -> Distance:
     above_0(temperature=temperature)
 
     def distance(teacher: Tensor, student: Tensor) -> Tensor:
-        log_p = F.log_softmax(same_shape(teacher, student) / temperature, 1)
-        return per_image(log_p.exp() * (log_p - F.log_softmax(student / temperature, 1)))
+        # In double precision: at high temperatures both softmaxes are almost the same.
+        log_p, log_q = (
+            F.log_softmax(logits.to(wide(logits.device)) / temperature, 1)
+            for logits in (same_shape(teacher, student), student)
+        )
+        return per_image(log_p.exp() * (log_p - log_q)).to(student.dtype)
 
     distance.label = f"KL at T={temperature:g}"
     return distance

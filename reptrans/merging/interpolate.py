@@ -19,7 +19,8 @@ def interpolated(a: nn.Module, b: nn.Module, share: float = 0.5) -> nn.Module:
     """A new network with (1 - share) θ_a + share θ_b, parameters and running statistics; counters are a's.
 
     `share` outside [0, 1] extrapolates the parameters alone: statistics are then those of the nearer network, for a
-    variance could get negative, and a warning says so. Raises ShapeMismatch for two architectures, BadValue.
+    variance could get negative, and a warning says so. Raises ShapeMismatch for two architectures, BadValue also for
+    what has nothing in between: a mask that differs, a spectral norm.
     """
     merged = _mixed(a, b, share)
     if not 0 <= share <= 1:
@@ -38,19 +39,42 @@ def warn_of_statistics(net: nn.Module, why: str) -> None:
 
 
 def _mixed(a: nn.Module, b: nn.Module, share: float) -> nn.Module:
-    check_same_architecture(a, b)
+    _check_mixable(a, b)
     if not isinstance(share, (int, float)) or not math.isfinite(share):
         raise BadValue(f"share is {share!r}; it must be a number, 0 for the first network and 1 for the second.")
     merged, theirs = copy.deepcopy(a), b.state_dict()
     moved, within = {name for name, _ in a.named_parameters(remove_duplicate=False)}, min(max(share, 0.0), 1.0)
     state = {
-        name: value.lerp(theirs[name].to(value), share if name in moved else within)
-        if value.is_floating_point()
-        else value
+        name: value.lerp(theirs[name].to(value), share if name in moved else within) if _moves(value) else value
         for name, value in a.state_dict().items()
     }
     merged.load_state_dict(state)
     return merged
+
+
+def _moves(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
+
+
+def _check_mixable(a: nn.Module, b: nn.Module) -> None:
+    """Raise ShapeMismatch for two architectures, BadValue for what differs and has nothing in between."""
+    check_same_architecture(a, b)
+    theirs, parameters = b.state_dict(), dict(a.named_parameters(remove_duplicate=False))
+    for name, value in a.state_dict().items():
+        if name.endswith("num_batches_tracked") or value.equal(theirs[name].to(value)):
+            continue
+        estimated = ".parametrizations." in f".{name}" or f"{name.removesuffix('_u')}_orig" in parameters
+        if estimated and name not in parameters:
+            raise BadValue(
+                f"{name} was found for the weights of one network, as in spectral_norm, and would not fit those "
+                "between two. Make the weights plain in both first: remove_parametrizations(layer, 'weight'), or "
+                "remove_spectral_norm(layer)."
+            )
+        if not _moves(value):
+            raise BadValue(
+                f"{name} ({str(value.dtype).removeprefix('torch.')}) differs between the two networks, and there is "
+                "nothing in between. Give both the same, or store it in floating point, which is mixed."
+            )
 
 
 def path_rows(
@@ -95,14 +119,14 @@ def barrier(rows: pd.DataFrame, value: str = "cross_entropy") -> float:
 def task_vector(base: nn.Module, tuned: nn.Module) -> dict[str, Tensor]:
     """τ = θ_tuned - θ_base by name: parameters and running statistics, without counters.
 
-    Raises ShapeMismatch for two architectures. Source: Ilharco et al. 2023, whose networks have no batch norm.
+    Raises ShapeMismatch and BadValue as `interpolated`. Source: Ilharco et al. 2023, whose networks have no batch norm.
     """
-    check_same_architecture(base, tuned)
+    _check_mixable(base, tuned)
     after = tuned.state_dict()
     return {
         name: after[name].detach() - value.detach().to(after[name])
         for name, value in base.state_dict().items()
-        if value.is_floating_point()
+        if _moves(value)
     }
 
 

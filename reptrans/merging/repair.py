@@ -4,6 +4,7 @@ Averaging makes activations shrink towards their mean, layer upon layer ("varian
 """
 
 import copy
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -12,7 +13,7 @@ from torch.optim.swa_utils import update_bn
 
 from reptrans.errors import BadData, BadValue
 from reptrans.layers import record
-from reptrans.layers.network import keeping_modes
+from reptrans.layers.network import keeping_modes, watching
 from reptrans.merging.align import check_same_architecture
 from reptrans.similarity.moments import channel_blocks
 from reptrans.training import evaluating
@@ -48,7 +49,8 @@ def rescaled(merged: nn.Module, a: nn.Module, b: nn.Module, loader: Iterable, sh
 
     on the loader's images. Layers are corrected in the order of the forward pass, each after those before it, by
     scaling its weight and moving its bias; a channel that is constant keeps its weight.
-    Raises BadValue for a layer without bias, and for batch norm (see `reestimated`); ShapeMismatch.
+    Raises BadValue for batch norm (see `reestimated`), and for a layer whose weight and bias are not its own to change:
+    without bias, parametrized, shared with another, called several times; ShapeMismatch.
     Source: Jordan et al. 2023 (REPAIR), who put batch norms in for it and fold them into the weights.
     """
     for other in (a, b):
@@ -62,7 +64,9 @@ def rescaled(merged: nn.Module, a: nn.Module, b: nn.Module, loader: Iterable, sh
         factor = torch.where(std > 0, torch.lerp(std_a, std_b, share) / std.where(std > 0, 1.0), 1.0)
         shift, layer = torch.lerp(mean_a, mean_b, share) - mean * factor, copied.get_submodule(name)
         with torch.no_grad():
-            layer.weight.mul_(factor.to(layer.weight).reshape(-1, *[1] * (layer.weight.ndim - 1)))
+            transposed = getattr(layer, "transposed", False)  # of these weights the outputs are second, in each group
+            weight = layer.weight.unflatten(0, (layer.groups, -1)) if transposed else layer.weight[None, None]
+            weight.mul_(factor.to(weight).reshape(len(weight), 1, -1, *[1] * (weight.ndim - 3)))
             layer.bias.mul_(factor.to(layer.bias)).add_(shift.to(layer.bias))
     return copied
 
@@ -74,12 +78,26 @@ def _layers(net: nn.Module, batches: list[Tensor]) -> list[str]:
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules()):
         raise BadValue(f"{type(net).__name__} has batch norm; estimate its statistics again with reestimated.")
     names = [name for name, module in net.named_modules() if isinstance(module, _LINEAR)]
-    with evaluating(net), torch.no_grad(), record(net, names) as activations:
+    calls = Counter()
+    watched = watching(net, names, lambda name, _: calls.update([name]))
+    with evaluating(net), torch.no_grad(), record(net, names) as activations, watched:
         net(batches[0][:1])
         ordered = list(activations)[:-1]
+    holders = Counter(id(weight) for module in net.modules() for weight in module._parameters.values())
     for name in ordered:
-        if net.get_submodule(name).bias is None:
+        layer = net.get_submodule(name)
+        if not {"weight", "bias"} <= layer._parameters.keys():
+            raise BadValue(
+                f"layer {name!r} computes its weight or bias from others (weight_norm, say). Make it plain first: "
+                "torch.nn.utils.parametrize.remove_parametrizations."
+            )
+        if layer.bias is None:
             raise BadValue(f"layer {name!r} has no bias, so its mean cannot be corrected. Give it one: bias=True.")
+        if calls[name] > 1 or any(holders[id(weight)] > 1 for weight in (layer.weight, layer.bias)):
+            raise BadValue(
+                f"layer {name!r} is called several times, or shares its weights with another one, so one correction "
+                "cannot fit all. Use copies: copy.deepcopy(layer)."
+            )
     return ordered
 
 
@@ -91,7 +109,8 @@ def _statistics(net: nn.Module, names: list[str], batches: list[Tensor]) -> dict
         with evaluating(net), record(net, names, clone=True) as activations:
             net(images)
         for name in names:
-            x = channel_blocks(activations[name].double())
+            axis = -1 if isinstance(net.get_submodule(name), nn.Linear) else 1
+            x = channel_blocks(activations[name].double(), axis)
             # From the first value, so that no digits are lost, and a constant channel varies by exactly 0.
             apart = x - first.setdefault(name, x[:1, :, :1])
             sums[name] += torch.stack([(apart**power).sum((0, 2)) for power in range(3)])

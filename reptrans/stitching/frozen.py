@@ -17,6 +17,7 @@ from reptrans.progress import progress
 from reptrans.similarity import Moments, channel_blocks
 from reptrans.similarity.fold import token_mask, without_padding
 from reptrans.stitching.stitch import at_places, axis_of, channels_first, places_of
+from reptrans.training.evaluation import refuse_nan
 
 _GIB = 2**30
 _MOST_NETWORKS = 4
@@ -28,9 +29,12 @@ def logits_of(net: Callable, loader: Loader, texts: str = "pool") -> tuple[Tenso
     """Logits (n, k) and labels of every example, in the split's order (the loader must not shuffle or augment).
 
     Of a network that answers texts token by token, `texts` says: the mean over tokens, "pool", or all of the "tokens".
+    Raises BadData where there are NaN among them.
     """
     pairs = [(unpadded(answer(net(batch.images)), batch.images, texts), batch.labels) for batch in loader]
-    return torch.cat([logits for logits, _ in pairs]), torch.cat([labels for _, labels in pairs])
+    logits, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    refuse_nan(int(logits.isnan().flatten(1).any(1).sum()), len(logits))
+    return logits, labels
 
 
 def unpadded(activations: Tensor, inputs: object, how: str = "pool") -> Tensor:
@@ -105,8 +109,8 @@ class Seen:
         `share` of the memory: what these may take.
         """
         keys = {layer: (net, layer, id(loader.split)) for layer in layers}
-        refused, these = self._refused.setdefault(net, set()), (*keys, len(loader.split), loader.augment, share)
-        if these in refused:
+        refused, these = self._refused.setdefault(net, set()), (*keys, len(loader.split), share)
+        if these in refused or loader.augment != "none":
             return None
         if not all(key in self._found for key in keys.values()):
             with torch.no_grad():

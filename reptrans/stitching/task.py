@@ -15,6 +15,7 @@ from reptrans.stitching.frozen import kept
 from reptrans.stitching.stitch import StitchedNetwork
 from reptrans.training import Plan, accuracy, classification_loss, fit
 from reptrans.training.layout import channels_last
+from reptrans.training.resume import weights_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,7 +82,11 @@ def train_stitch(
     with channels_last([network, *others], next(iter(loader.plain())).images):
         tables = None if network.keep_skip else _kept(frozen, front_activations, loader, memory)
         batches = loader if tables is None else loader.over(Split(tables["front"], loader.split.labels))
-        return fit(objective, {"stitch": network.stitch}, batches, plan, checkpoint=checkpoint, label=label)
+        facts = {"target": target, "temperature": temperature, "l1": l1, "cka_reg": cka_reg}
+        facts["networks"] = weights_of(network.front, network.end, *others) if checkpoint else []
+        return fit(
+            objective, {"stitch": network.stitch}, batches, plan, checkpoint=checkpoint, facts=facts, label=label
+        )
 
 
 def _kept(

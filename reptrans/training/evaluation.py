@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reptrans.errors import BadData, BadValue, ShapeMismatch
-from reptrans.layers.network import evaluating
+from reptrans.layers.network import each, evaluating
 from reptrans.training.batches import answers_of, batches, checked_network
 from reptrans.training.schedule import Plan, autocast
 
@@ -62,13 +62,15 @@ def evaluate(net: nn.Module, loader: Iterable, plan: Plan | None = None) -> dict
         for logits, labels in answers:
             check_answers(logits, labels)
             hits, loss = right(logits, labels).sum(), loss_of(logits.to(wide(logits.device)), labels, "sum")
-            sums.append(torch.stack([hits.to(loss.dtype), loss]))
+            odd = logits.isnan().flatten(1).any(1).sum()
+            sums.append(torch.stack([hits.to(loss.dtype), loss, odd.to(loss.dtype)]))
             entries += labels.numel()
             images += len(labels)
     if not images:
         raise _no_images()
     # Fetched together, for every fetch stops a GPU.
-    hits, loss = (sum(column) for column in zip(*torch.stack(sums).tolist(), strict=True))
+    hits, loss, odd = (sum(column) for column in zip(*torch.stack(sums).tolist(), strict=True))
+    refuse_nan(int(odd), images)
     return {"accuracy": hits / entries, "cross_entropy": loss / entries, "images": images}
 
 
@@ -107,7 +109,9 @@ def _answers(net: nn.Module, loader: Iterable, plan: Plan | None = None) -> Iter
     device, epoch = device_of(checked_network(net)), getattr(loader, "epoch", None)
     try:
         with evaluating(net), keeping_random_state(device), torch.no_grad(), autocast(plan, device):
-            yield ((answers_of(net, batch.images), batch.labels) for batch in batches(loader, device))
+            found = batches(loader, device)
+            # A copy: a network may write to its input, which a list of batches gives again.
+            yield ((answers_of(net, each(batch.images, torch.clone)), batch.labels) for batch in found)
     finally:
         if epoch is not None:
             loader.epoch = epoch
@@ -126,6 +130,15 @@ def right(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits > 0) == (labels > 0) if labels.ndim > 1 else logits.argmax(1) == labels
 
 
+def refuse_nan(odd: int, images: int) -> None:
+    """Raise BadData where the answers to `odd` of the images hold NaN, which no class is nearest to."""
+    if odd:
+        raise BadData(
+            f"the network's answers to {odd} of {images} images are not numbers (NaN). Look for weights or images that "
+            "are not finite."
+        )
+
+
 def check_answers(logits: Tensor, labels: Tensor) -> None:
     """Refuse what is neither logits (n, k) with labels (n,) class numbers, nor with (n, k), several true at once."""
     if not (logits.ndim == 2 and (labels.shape == logits.shape or labels.shape == logits.shape[:1])):
@@ -135,6 +148,8 @@ def check_answers(logits: Tensor, labels: Tensor) -> None:
         )
     if labels.ndim == 1:
         check_labels(labels, logits.shape[1])
+    elif labels.device.type == "cpu" and not ((labels == 0) | (labels == 1)).all():
+        raise BadData("labels (n, k) say yes or no, 1 or 0, of each class, and these hold other numbers.")
 
 
 def check_labels(labels: Tensor, classes: int) -> None:

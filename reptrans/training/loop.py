@@ -6,7 +6,7 @@ The sum of an objective's named scalars is minimised, and their means over an ep
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -52,6 +52,7 @@ def fit(
     *,
     parameters: Iterable[nn.Parameter] | list[dict] | None = None,
     checkpoint: str | Path | None = None,
+    facts: Mapping[str, object] | None = None,
     every_epoch: Callable[[int], dict[str, float]] | None = None,
     after_step: AfterStep | None = None,
     save_every: int | None = None,
@@ -68,7 +69,10 @@ def fit(
     mode by its own `train`), afterwards in their former modes. `parameters`: those with requires_grad in `modules` if
     None; a group's own "lr" is its highest learning rate.
     `checkpoint`: a file written after every epoch. If it is there, training goes on from it, to the same bits as
-    without the interruption on the same machine; state of the objective that is not in `modules` is not kept.
+    without the interruption on the same machine; state of the objective that is not in `modules` is not kept. It is
+    refused for another plan, network, optimiser, order or content of the loader, and for other `facts`: plain data by
+    which this objective is told from another, as its weights and temperatures, for `fit` cannot look into it. Of a
+    DataLoader, the content of tensors, of their subsets and of lists is known.
     `after_step(batch, optimiser) -> figures`: called after every step, for what else is learned from the same batch. An
     objective may return a third value, which `after_step(batch, optimiser, value)` then gets.
     It leaves the parameters alone.
@@ -85,7 +89,7 @@ def fit(
     _refuse_contradictions(modules, groups, loader, plan, checkpoint, save_every, snapshots)
     optimiser = build_optimiser(plan, groups)
     # The identity is taken first: the groups' learning rates are still the highest ones.
-    known = identity(plan, modules, optimiser, loader) if checkpoint else {}
+    known = identity(plan, modules, optimiser, loader, facts or {}) if checkpoint else {}
     keeper = Keeper(modules, optimiser, known, checkpoint, snapshots, save_every)
     loop = _Loop(objective, loader, plan, keeper, every_epoch, after_step)
     with keeping_random_state(loop.device), keeping_modes(*modules.values()):
@@ -306,6 +310,12 @@ def _refuse_contradictions(modules, groups, loader, plan, checkpoint, save_every
         )
     if len(loader) == 0:
         raise BadValue("the loader has no batches. Is the split smaller than one batch with drop_last=True?")
+    drawn = (loader, getattr(loader, "sampler", None))
+    if checkpoint and any(isinstance(getattr(part, "generator", None), torch.Generator) for part in drawn):
+        raise BadValue(
+            "the loader draws its order from a generator of its own, whose state no checkpoint keeps. Leave `generator`"
+            " out: the order then comes from plan.seed."
+        )
     if save_every is not None and (snapshots is None or isinstance(save_every, bool) or save_every < 1):
         raise BadValue(f"save_every is {save_every!r}; it must be a number of steps from 1 on, and needs `snapshots`.")
     names = {p: f"{m}.{name}".lstrip(".") for m, module in modules.items() for name, p in module.named_parameters()}

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import CodeType
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from reptrans.errors import BadCheckpoint
+from reptrans.layers.values import tensors_in
 from reptrans.progress import stop_if_late
-from reptrans.tensorfiles import load_tensors, save_tensors
+from reptrans.tensorfiles import digest_of, load_tensors, save_tensors
 from reptrans.training.schedule import Plan
 
 
@@ -67,8 +68,10 @@ class Keeper:
                 )
 
 
-def identity(plan: Plan, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer, loader: object) -> dict:
-    """What must agree for a checkpoint to be one of the same training, as JSON data."""
+def identity(
+    plan: Plan, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer, loader: object, facts: Mapping = {}
+) -> dict:
+    """What must agree for a checkpoint to be one of the same training, as JSON data; `facts`: of the objective."""
     return {
         "plan": plan.facts(),
         "parameters": _shapes(modules),
@@ -78,7 +81,41 @@ def identity(plan: Plan, modules: dict[str, nn.Module], optimiser: torch.optim.O
         ],
         "loader": _order_of(loader),
         "code": {name or "network": structure(module) for name, module in modules.items()},
+        "objective": dict(facts),
     }
+
+
+def weights_of(*nets: nn.Module | None) -> list[str]:
+    """A digest of the weights and buffers of each network, whatever moves them."""
+    states = (net.state_dict() for net in nets if net is not None)
+    return [digest_of({k: v for k, v in state.items() if isinstance(v, Tensor)}) for state in states]
+
+
+def recipe_of(value: object) -> str:
+    """8 hex digits of what a value of dataclasses and functions says: fields, code, and what functions closed over."""
+    return hashlib.sha256(repr(_told(value)).encode()).hexdigest()[:8]
+
+
+def _told(value: object, depth: int = 12) -> object:
+    if not depth or isinstance(value, type):
+        return type(value).__qualname__
+    if is_dataclass(value):
+        return [type(value).__qualname__, *(_told(getattr(value, field.name), depth - 1) for field in fields(value))]
+    if isinstance(value, (list, tuple)):
+        return [_told(part, depth - 1) for part in value]
+    if isinstance(value, Mapping):
+        return {str(name): _told(part, depth - 1) for name, part in value.items()}
+    if isinstance(value, (Tensor, nn.Module)):
+        return content([value]) if isinstance(value, Tensor) else structure(value)
+    if hasattr(value, "__code__"):
+        closed = [cell.cell_contents for cell in value.__closure__ or ()]
+        return [_instructions(value.__code__), _told(closed, depth - 1), _told(value.__defaults__, depth - 1)]
+    return _without_addresses(repr(value))
+
+
+def _without_addresses(text: str) -> str:
+    """Functions are printed with their address, which says nothing."""
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
 def structure(net: nn.Module) -> str:
@@ -87,8 +124,7 @@ def structure(net: nn.Module) -> str:
     kinds = {kind for module in modules.values() for kind in type(module).__mro__}
     own = (kind for kind in kinds - {object} if kind.__module__.partition(".")[0] not in ("torch", "torchvision"))
     facts = [
-        # Functions are printed with their address, which says nothing.
-        re.sub(r" at 0x[0-9a-f]+", "", str(net)),
+        _without_addresses(str(net)),
         {name: str(tuple(value.shape)) for name, value in net.state_dict().items() if isinstance(value, Tensor)},
         {name: _plain(module) for name, module in modules.items()},
         sorted(f"{kind.__qualname__} {_code(kind)}" for kind in own),
@@ -126,17 +162,29 @@ def _order_of(loader: object) -> dict:
     names = ("seed", "batch_size", "shuffle", "augment", "drop_last", "mean", "std")
     found = {name: getattr(loader, name) for name in names if hasattr(loader, name)}
     if hasattr(loader, "split"):
-        found |= {"images": len(loader.split), "content": content(_content_of(loader.split))}
-    elif tensors := getattr(getattr(loader, "dataset", None), "tensors", None):  # torch's TensorDataset
-        found["content"] = content(tensors)
+        found |= {"images": len(loader.split), "content": split_content(loader.split)}
+    elif isinstance(loader, (list, tuple)):
+        found["content"] = content(value for _, value in tensors_in(loader))
+    elif hasattr(loader, "dataset"):
+        found["content"] = _dataset_content(loader.dataset)
     return {"batches": len(loader)} | found
 
 
-def _content_of(split: object) -> tuple[Tensor, ...]:
+def _dataset_content(dataset: object) -> str:
+    """Of torch's TensorDataset, and of a Subset of it; of others, whose examples may be drawn anew, only how many."""
+    if tensors := getattr(dataset, "tensors", None):
+        return content(tensors)
+    if hasattr(dataset, "indices"):
+        return f"{_dataset_content(dataset.dataset)} {content([torch.as_tensor(dataset.indices)])}"
+    return str(len(dataset)) if hasattr(dataset, "__len__") else ""
+
+
+def split_content(split: object) -> str:
+    """8 hex digits of all images and labels; see `content`."""
     images = getattr(split, "images", None)
     if isinstance(images, (list, tuple)):  # pictures of several sizes, with several labels each
-        return (*images, *split.labels)
-    return some_of(split) if images is None or images.is_floating_point() else (images, split.labels)
+        return content((*images, *split.labels))
+    return content(some_of(split) if images is None or images.is_floating_point() else (images, split.labels))
 
 
 def some_of(split: object) -> tuple[Tensor, Tensor]:

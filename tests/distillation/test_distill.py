@@ -12,7 +12,7 @@ from reptrans.distillation import METHODS
 from reptrans.distillation.distill import distill, loaders
 from reptrans.distillation.losses import moving, resolve
 from reptrans.distillation.method import Method, Pair, Stage
-from reptrans.errors import BadValue, LayerNotFound, ReptransError, ShapeMismatch, UnknownName
+from reptrans.errors import BadCheckpoint, BadValue, LayerNotFound, ReptransError, ShapeMismatch, UnknownName
 from reptrans.matching import CrossEntropy, Learned, Match, Teacher, conv1x1_bn, l2, softened_kl
 from reptrans.models import build
 from reptrans.training import Plan
@@ -357,6 +357,40 @@ def test_rounds_go_on_after_an_interruption(twins, tmp_path, monkeypatch):
     resumed, found = run(again, Stage([CrossEntropy(), logits()]), rounds=2, folder=tmp_path)
     pd.testing.assert_frame_equal(found, rows, check_exact=True)
     assert not changed(resumed, student.state_dict())
+
+
+def test_a_kept_training_of_another_method_or_teacher_is_refused(pair, tmp_path):
+    def kept(teachers=pair.teachers, name="kd", **more):
+        labelled = more.pop("labelled", None)
+        student, loader = copy.deepcopy(pair.student), pair.teachers[0].loader
+        distill(student, teachers, name, loader, PLAN, folder=tmp_path, labelled=labelled, **more)
+
+    kept()
+    kept()
+    other = several(pair, 2).teachers[1]
+    for what, changes in (
+        ("teachers", {"teachers": other}), ("recipe", {"temperature": 1.0}), ("recipe", {"weight": 0.1}),
+        ("method", {"name": "plain"}), ("labelled", {"labelled": torch.arange(len(other.loader.split)) % 2 == 0}),
+    ):  # fmt: skip
+        with pytest.raises(BadCheckpoint, match=f"belongs to another training: objective.{what}"):
+            kept(**changes)
+
+
+def test_a_teacher_in_train_mode_is_untouched(pair):
+    teacher = Teacher(pair.teachers[0].net.train(), pair.teachers[0].loader)
+    before = state(teacher.net)
+    distill(pair.student, teacher, "kd", teacher.loader, PLAN)
+    assert not changed(teacher.net, before) and teacher.net.training
+
+
+@pytest.mark.parametrize("name", ["plain", "kd"])
+def test_accuracy_is_that_of_the_labels_that_are_known(pair, name):
+    loader, still = pair.teachers[0].loader, replace(PLAN, epochs=1, lr=1e-12)
+    labelled = torch.arange(len(loader.split)) % 3 == 0
+    student, rows = distill(pair.student, pair.teachers, name, loader, still, labelled=labelled)
+    student.train()
+    right = [(student(b.images).argmax(1) == b.labels)[labelled[b.index]] for b in loader.over(loader.split)]
+    assert rows["accuracy"].iloc[-1] == pytest.approx(torch.cat(right).double().mean().item(), abs=1e-9)
 
 
 def test_rounds_need_one_teacher_and_a_student_with_its_layers(pair):

@@ -118,6 +118,48 @@ def test_interpolation():
         assert torch.allclose(quarter[name], wanted, rtol=0, atol=1e-15)
 
 
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 5, dtype=torch.cfloat))
+
+
+def test_complex_weights_are_mixed_too():
+    a, b = Complex(), Complex()
+    assert equal(interpolated(a, b, 0.0), a) and equal(interpolated(a, b, 1.0), b)
+    assert torch.allclose(interpolated(a, b, 0.25).weight, 0.75 * a.weight + 0.25 * b.weight)
+    assert torch.allclose(with_task_vectors(a, [task_vector(a, b)]).weight, b.weight)
+
+
+class Masked(nn.Module):
+    def __init__(self, mask: torch.Tensor):
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+
+def spectral(norm) -> tuple[nn.Module, nn.Module]:
+    return norm(nn.Linear(3, 2)), norm(nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize("mix", [interpolated, task_vector])
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (
+            [Masked(torch.tensor([True, last])) for last in (True, False)],
+            r"mask \(bool\) differs .* nothing in between",
+        ),
+        ([Masked(torch.tensor([1, last])) for last in (1, 2)], r"mask \(int64\) differs"),
+        (spectral(nn.utils.spectral_norm), "weight_u was found for the weights of one network"),
+        (spectral(nn.utils.parametrizations.spectral_norm), "_u was found for the weights of one network"),
+    ],
+)
+def test_what_has_nothing_in_between_is_refused(mix, pair, message):
+    with pytest.raises(BadValue, match=message):
+        mix(*pair)
+    mix(pair[0], copy.deepcopy(pair[0]).eval())
+
+
 def test_barrier_by_hand():
     rows = pd.DataFrame({"share": [0.0, 0.25, 1.0], "cross_entropy": [1.0, 4.0, 3.0], "accuracy": [0.8, 0.1, 0.4]})
     assert barrier(rows) == pytest.approx(4.0 - 1.5)
@@ -165,6 +207,21 @@ def test_rescaling_gives_every_layer_the_mean_statistics():
     assert torch.equal(found[-1].weight, interpolated(a, b, 0.3)[-1].weight)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d])
+def test_rescaling_scales_the_channels_of_every_convolution(kind, groups):
+    x = normal(8, 4, 5, 5)[..., : 5 if "2d" in kind.__name__ else 1].squeeze(-1)
+    a, b = (nn.Sequential(kind(4, 6, 3, groups=groups), nn.Flatten(2), nn.LazyLinear(2)).double() for _ in range(2))
+    for net in (a, b):
+        net(x)
+
+    def statistics(net):
+        return torch.stack([which(net[0](x).transpose(0, 1).flatten(1), 1) for which in (torch.mean, torch.std)])
+
+    found = rescaled(interpolated(a, b), a, b, [x])
+    assert torch.allclose(statistics(found), (statistics(a) + statistics(b)) / 2)
+
+
 def test_rescaling_a_network_with_itself_changes_nothing():
     net = network("dense")
     found = rescaled(net, net, net, [IMAGES])
@@ -179,6 +236,27 @@ def test_rescaling_refuses():
     bare = nn.Sequential(nn.Flatten(), nn.Linear(64, 3, bias=False), nn.Linear(3, 2)).double()
     with pytest.raises(BadValue, match="layer '1' has no bias"):
         rescaled(bare, bare, bare, [IMAGES])
+
+
+def tied() -> list[nn.Module]:
+    first, second = nn.Linear(64, 64), nn.Linear(64, 64)
+    second.weight = first.weight
+    return [first, second]
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([nn.utils.parametrizations.weight_norm(nn.Linear(64, 64))], "layer '1' computes its weight or bias"),
+        ([nn.utils.spectral_norm(nn.Linear(64, 64))], "layer '1' computes its weight or bias"),
+        ([nn.Linear(64, 64)] * 2, "layer '1' is called several times, or shares"),
+        (tied(), "layer '1' is called several times, or shares its weights with another"),
+    ],
+)
+def test_rescaling_refuses_weights_that_are_not_a_layers_own(layers, message):
+    net = nn.Sequential(nn.Flatten(), *layers, nn.Linear(64, 2)).double()
+    with pytest.raises(BadValue, match=message):
+        rescaled(net, net, net, [IMAGES])
 
 
 def test_task_vectors():

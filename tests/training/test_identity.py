@@ -7,12 +7,13 @@ import sys
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from reptrans.data import Loader, Split, load_dataset
-from reptrans.errors import BadCheckpoint
+from reptrans.errors import BadCheckpoint, BadValue
+from reptrans.matching import Match, softened_kl
 from reptrans.training import Plan, fit
-from reptrans.training.resume import content, structure
+from reptrans.training.resume import content, recipe_of, structure
 
 PLAN = Plan(epochs=1, lr=0.01)
 FORM = {"mean": (0.5,), "std": (0.25,)}
@@ -29,10 +30,11 @@ def changed(tensor, at):
     return other
 
 
-def train(loader, path, net=None):
+def train(loader, path, net=None, facts=None):
     net = net or nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     loss = nn.CrossEntropyLoss()
-    fit(lambda batch, _: ({"loss": loss(net(batch.images), batch.labels)}, {}), net, loader, PLAN, checkpoint=path)
+    fit(lambda batch, _: ({"loss": loss(net(batch.images), batch.labels)}, {}), net, loader, PLAN,
+        checkpoint=path, facts=facts)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -92,6 +94,52 @@ def test_torchs_own_data_are_known(tmp_path):
     train(DataLoader(TensorDataset(images, labels), 5), tmp_path / "run.safetensors")
     with pytest.raises(BadCheckpoint, match="loader.content is"):
         train(DataLoader(TensorDataset(images.flip(0), labels), 5), tmp_path / "run.safetensors")
+
+
+@pytest.mark.parametrize("form", [list, DataLoader], ids=["a list of batches", "a subset"])
+def test_what_a_loader_holds_is_known(form, tmp_path):
+    def loader(images):
+        if form is list:
+            return [(images[:10], labels[:10]), (images[10:], labels[10:])]
+        return DataLoader(Subset(TensorDataset(images, labels), range(0, 20, 2)), 5)
+
+    images, labels = torch.rand(20, 16), torch.arange(20) % 3
+    for _ in range(2):
+        train(loader(images), tmp_path / "run.safetensors")
+    with pytest.raises(BadCheckpoint, match="loader.content is"):
+        train(loader(images.flip(0)), tmp_path / "run.safetensors")
+
+
+def test_a_generator_of_the_loaders_own_goes_with_no_checkpoint(tmp_path):
+    data = TensorDataset(torch.rand(20, 16), torch.arange(20) % 3)
+    loader = DataLoader(data, 5, shuffle=True, generator=torch.Generator().manual_seed(0))
+    train(loader, None)
+    with pytest.raises(BadValue, match="a generator of its own, whose state no checkpoint keeps"):
+        train(loader, tmp_path / "run.safetensors")
+
+
+# The objective
+
+
+def test_facts_tell_objectives_apart(tmp_path):
+    path, loader = tmp_path / "run.safetensors", Loader(split(), 50, **FORM)
+    train(loader, path, facts={"weight": 1.0})
+    train(loader, path, facts={"weight": 1.0})
+    for facts in ({"weight": 2.0}, {}):
+        with pytest.raises(BadCheckpoint, match="belongs to another training: objective.weight is 1.0 there"):
+            train(loader, path, facts=facts)
+
+
+def distance(power, scale=1.0):
+    return lambda x, y: scale * (x - y) ** power
+
+
+def test_a_recipe_is_known_by_what_its_functions_do():
+    told = [recipe_of([Match("a", "b", function, weight=w)]) for function, w in (
+        (distance(2), 1.0), (distance(2), 1.0), (distance(1), 1.0), (distance(2, 3.0), 1.0), (distance(2), 2.0),
+        (lambda x, y: x - y, 1.0), (softened_kl(2.0), 1.0), (softened_kl(4.0), 1.0),
+    )]  # fmt: skip
+    assert told[0] == told[1] and len(set(told[1:])) == 7
 
 
 # Code

@@ -26,6 +26,31 @@ class Viewing(nn.Module):
         return self.fc(x.view(x.size(0), -1))
 
 
+class Strided(nn.Module):
+    """Reads memory as if it were contiguous; with channels last it would say something else, and no error."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 5, 3, padding=1), nn.Linear(5, 4)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.fc(torch.as_strided(y, (len(x), 5, 64), (320, 64, 1)).amax(2))
+
+
+class Wanting(nn.Module):
+    """In train mode it takes targets too, as detectors do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x, targets=None):
+        if self.training:
+            raise ValueError(f"targets are {targets}")
+        return self.conv(x).mean((2, 3))
+
+
 def laid_out(net: nn.Module) -> bool:
     return net.conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
@@ -49,13 +74,28 @@ def test_an_error_inside_restores_too():
 
 @pytest.mark.parametrize(
     ("others", "images"),
-    [([], IMAGES.double()), ([], IMAGES.flatten(1)), ([Viewing()], IMAGES), ([], IMAGES[:, :2]), ([], {"x": IMAGES})],
-    ids=["double precision", "no images", "a view", "images of other channels", "keywords"],
+    [
+        ([], IMAGES.double()),
+        ([], IMAGES.flatten(1)),
+        ([Viewing()], IMAGES),
+        ([Strided()], IMAGES),
+        ([nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout())], IMAGES),
+        ([], IMAGES[:, :2]),
+        ([], {"x": IMAGES}),
+    ],
+    ids=["double precision", "no images", "a view", "strides", "dropout on maps", "other channels", "keywords"],
 )
 def test_left_alone(others, images):
     net = build("cnn3_w4", num_classes=4, image_size=(8, 8)).to(getattr(images, "dtype", None))
     with channels_last([net, *others], images):
         assert net.conv2.weight.is_contiguous()
+
+
+@pytest.mark.parametrize("other", [Wanting(), nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten(), nn.BatchNorm1d(4))])
+def test_a_network_that_fails_in_train_mode_is_tried_in_eval_mode(other):
+    net = build("cnn3_w4", num_classes=4, image_size=(8, 8))
+    with channels_last([net, other], IMAGES[:1]):
+        assert laid_out(net)
 
 
 def test_a_layout_of_ones_own_is_kept():
