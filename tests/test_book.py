@@ -77,14 +77,23 @@ def test_versions_agree(book):
         '<meta property="og:title" content="',
         f'<meta property="og:image" content="{ADDRESS}',
         f'<link rel="canonical" href="{ADDRESS}',
-        '#citing">How to cite</a>',
-        "MIT licence",
-        '">Changes</a>',
         f"reptrans {tomllib.loads((ROOT / 'pyproject.toml').read_text('utf-8'))['project']['version']}, ",
     ],
 )
 def test_every_page_says(book, said):
     assert [name for name, text in pages(book.site).items() if said not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("english", "spanish"),
+    [
+        ('#citing">How to cite</a>', '#citing">Cómo citar</a>'), ("MIT licence", "licencia MIT"),
+        ('">Changes</a>', '">Cambios</a>'),
+    ],
+)  # fmt: skip
+def test_every_footer_says_in_its_language(book, english, spanish):
+    found = pages(book.site).items()
+    assert [name for name, text in found if (spanish if name.startswith("es/") else english) not in text] == []
 
 
 def test_previews_show_pictures_that_exist(book):
