@@ -123,7 +123,7 @@ def trained(
     structure, first weights and code), and holds recipe, rows and a digest of recipe and weights as metadata. The
     networks of the notebooks' defaults are shipped with the package and need no training, unless `shipped` is False. An
     interrupted training goes on from its last whole epoch. Returned in eval mode, on `device`, in the plan's precision.
-    Raises BadCheckpoint for a file whose recipe or digest does not fit.
+    Raises BadCheckpoint for a file whose recipe, digest or training images do not fit.
     """
     usual_plan, usual_size = default_recipe(dataset, seed)
     plan, batch_size = plan or usual_plan, usual_size if batch_size is None else batch_size

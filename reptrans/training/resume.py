@@ -103,6 +103,8 @@ def _told(value: object, depth: int = 12) -> object:
         return [type(value).__qualname__, *(_told(getattr(value, field.name), depth - 1) for field in fields(value))]
     if isinstance(value, (list, tuple)):
         return [_told(part, depth - 1) for part in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(repr, value))  # whose order is another in every process
     if isinstance(value, Mapping):
         return {str(name): _told(part, depth - 1) for name, part in value.items()}
     if isinstance(value, (Tensor, nn.Module)):

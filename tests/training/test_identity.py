@@ -142,6 +142,19 @@ def test_a_recipe_is_known_by_what_its_functions_do():
     assert told[0] == told[1] and len(set(told[1:])) == 7
 
 
+def test_a_recipe_is_the_same_in_every_process():
+    code = """
+from reptrans.training.resume import recipe_of
+names = {"conv1", "conv2", "fc", "bn1"}
+print(recipe_of([names, frozenset(names), {"of": lambda x: x in names}]))
+"""
+    found = {
+        subprocess.check_output([sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed})
+        for seed in ("1", "2", "3")
+    }
+    assert len(found) == 1
+
+
 # Code
 
 NET = """
