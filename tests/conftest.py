@@ -1,4 +1,4 @@
-"""One thread, the book as it is built once for all tests, and the real data that some tests need.
+"""One thread, the same draws in every run, the book as it is built once, and the real data that some tests need.
 
 Those lie below $REPTRANS_SHARED, or in ../shared beside the checkout.
 """
@@ -25,6 +25,12 @@ class Book(NamedTuple):
 
     site: Path
     complaint: str
+
+
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """A test that draws without a generator of its own draws the same in every run, whichever tests ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -61,20 +61,21 @@ def _check_mixable(a: nn.Module, b: nn.Module) -> None:
     check_same_architecture(a, b)
     theirs, parameters = b.state_dict(), dict(a.named_parameters(remove_duplicate=False))
     for name, value in a.state_dict().items():
-        if name.endswith("num_batches_tracked") or value.equal(theirs[name].to(value)):
-            continue
         estimated = ".parametrizations." in f".{name}" or f"{name.removesuffix('_u')}_orig" in parameters
-        if estimated and name not in parameters:
+        estimated &= name not in parameters
+        mixes = (_moves(value) and not estimated) or name.endswith("num_batches_tracked")
+        if mixes or value.equal(theirs[name].to(value)):
+            continue
+        if estimated:
             raise BadValue(
                 f"{name} was found for the weights of one network, as in spectral_norm, and would not fit those "
                 "between two. Make the weights plain in both first: remove_parametrizations(layer, 'weight'), or "
                 "remove_spectral_norm(layer)."
             )
-        if not _moves(value):
-            raise BadValue(
-                f"{name} ({str(value.dtype).removeprefix('torch.')}) differs between the two networks, and there is "
-                "nothing in between. Give both the same, or store it in floating point, which is mixed."
-            )
+        raise BadValue(
+            f"{name} ({str(value.dtype).removeprefix('torch.')}) differs between the two networks, and there is "
+            "nothing in between. Give both the same, or store it in floating point, which is mixed."
+        )
 
 
 def path_rows(

@@ -206,10 +206,11 @@ def content(tensors: Iterable[Tensor]) -> str:
 
 
 def _coarse(x: Tensor) -> bytes:
-    """The length of the vector, and how far it points in one fixed direction."""
-    direction = torch.arange(len(x), dtype=x.dtype).cos()
+    """The length of the vector, and how far it points in two fixed directions, as far as rounding leaves it."""
+    places = torch.arange(len(x), dtype=x.dtype)
+    shares = (float(direction @ x / x.norm()) for direction in (places.cos(), (2**0.5 * places).cos()))
     # The 0.0 makes 0 of -0.
-    return f"{x.norm():.2e} {round(float(direction @ x / x.norm()), 2) + 0.0}".encode()
+    return f"{x.norm():.2e} {[round(share, 4) + 0.0 for share in shares]}".encode()
 
 
 def _states(modules: dict[str, nn.Module]) -> dict[str, dict]:

@@ -24,6 +24,10 @@ def split(seed=0):
     return Split(images, torch.arange(300) % 3)
 
 
+def examples():
+    return torch.rand(20, 16, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3
+
+
 def changed(tensor, at):
     other = tensor.clone()
     other.view(-1)[at] += 1
@@ -65,7 +69,7 @@ def test_a_training_on_other_images_is_another(other, form, tmp_path):
 def test_float_images_are_known_but_for_their_last_bits():
     x = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
     assert content([x]) == content([x * (1 + 1e-6)]) == content([x.double()])
-    others = [x.flip(0), -x, x.t(), x[:100], 1.1 * x, torch.zeros_like(x)]
+    others = [x.flip(0), x[[1, 0, *range(2, 200)]], -x, x.t(), x[:100], 1.1 * x, torch.zeros_like(x)]
     assert len({content([x]), *(content([other]) for other in others)}) == 1 + len(others)
 
 
@@ -90,7 +94,7 @@ def test_images_that_are_streamed_are_known_by_some_of_them(tmp_path, monkeypatc
 
 
 def test_torchs_own_data_are_known(tmp_path):
-    images, labels = torch.rand(20, 16), torch.arange(20) % 3
+    images, labels = examples()
     train(DataLoader(TensorDataset(images, labels), 5), tmp_path / "run.safetensors")
     with pytest.raises(BadCheckpoint, match="loader.content is"):
         train(DataLoader(TensorDataset(images.flip(0), labels), 5), tmp_path / "run.safetensors")
@@ -103,7 +107,7 @@ def test_what_a_loader_holds_is_known(form, tmp_path):
             return [(images[:10], labels[:10]), (images[10:], labels[10:])]
         return DataLoader(Subset(TensorDataset(images, labels), range(0, 20, 2)), 5)
 
-    images, labels = torch.rand(20, 16), torch.arange(20) % 3
+    images, labels = examples()
     for _ in range(2):
         train(loader(images), tmp_path / "run.safetensors")
     with pytest.raises(BadCheckpoint, match="loader.content is"):
@@ -111,7 +115,7 @@ def test_what_a_loader_holds_is_known(form, tmp_path):
 
 
 def test_a_generator_of_the_loaders_own_goes_with_no_checkpoint(tmp_path):
-    data = TensorDataset(torch.rand(20, 16), torch.arange(20) % 3)
+    data = TensorDataset(*examples())
     loader = DataLoader(data, 5, shuffle=True, generator=torch.Generator().manual_seed(0))
     train(loader, None)
     with pytest.raises(BadValue, match="a generator of its own, whose state no checkpoint keeps"):
