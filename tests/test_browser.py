@@ -11,7 +11,6 @@ ROOT = Path(__file__).resolve().parent.parent
 REPOSITORY = re.compile(r"github(?:\.com)?/[\w-]+/[\w-]+/(?:blob|edit|tree)/main/([^?#]+)")
 
 NOTEBOOKS, RUNS = "notebooks/", "book/runs/"
-UNLINKED = {"notebooks/diff.html"}  # whose text has fewer than three links so far
 WEIGHT = 1_500_000  # bytes of a first visit
 
 browser = pytest.fixture(scope="module")(chromium)
@@ -87,7 +86,7 @@ def test_no_page_is_heavy(seen, book):
 
 def test_texts_of_notebooks_lead_to_other_pages(seen):
     few = {name for name, page in seen.items() if name.startswith(NOTEBOOKS) and len(pages_in(page.cited, name)) < 3}
-    assert few <= UNLINKED
+    assert few == set()
 
 
 def test_stored_runs_lead_to_other_pages(seen):
