@@ -1,14 +1,12 @@
 """An experiment in one line, for a Python session: its parts made with their usual settings."""
 
-from copy import deepcopy
-
 import pandas as pd
 from torch import nn
 
 from reptrans.data import Dataset, TextDataset
 from reptrans.errors import BadValue
 from reptrans.experiments.stitched import Stitching, StitchingSettings
-from reptrans.layers.network import unwrap
+from reptrans.layers.network import copy_of, unwrap
 from reptrans.stitching import StitchedNetwork
 
 
@@ -39,7 +37,7 @@ def stitch(
         )
     pair = (layer, layer) if isinstance(layer, str) else layer
     chosen = StitchingSettings(**{"direct": "least squares", "epochs": 0} | settings)
-    networks = (deepcopy(unwrap(net)) for net in (front_net, end_net))
+    networks = (copy_of(unwrap(net)) for net in (front_net, end_net))
     stitching = Stitching(*networks, [pair], dataset, chosen, seed=seed)
     found = stitching.stitch(*stitching.pairs[0])
     return found.network, found.rows

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +16,7 @@ from reptrans.distillation.losses import Losses, Stacked, Together, look, moving
 from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.distillation.methods import METHODS
 from reptrans.errors import BadValue, ShapeMismatch
+from reptrans.layers.network import copy_of
 from reptrans.matching import Teacher, check_taps
 from reptrans.randomness import drawing
 from reptrans.training import Plan, evaluate, evaluating, fit
@@ -138,7 +138,7 @@ def distill_together(
     for member in members:
         check_fit(member.student, member.teachers, method, member.loader, plan)
         _check_known(member)
-    starts, tables = [deepcopy(member.student) for member in members], [[] for _ in members]
+    starts, tables = [copy_of(member.student) for member in members], [[] for _ in members]
     for number in range(method.rounds):
         if number:
             # The student of the round before is the teacher, and a new student starts where the first did.
@@ -164,7 +164,7 @@ def _by_gradients(method: Method) -> bool:
 
 def _next_round(member: Member, start: nn.Module) -> Member:
     taught = Teacher(member.student.eval().requires_grad_(False), member.loader)
-    return member._replace(student=deepcopy(start), teachers=(taught,))
+    return member._replace(student=copy_of(start), teachers=(taught,))
 
 
 def _one_round(members: list[Member], method, plan, looks, folder, label) -> "list[pd.DataFrame]":
@@ -318,7 +318,7 @@ def rehearse(member: Member, method: Method, plan: Plan) -> None:
     example, built = next(iter(loader.plain())), {}
     first = SimpleNamespace(augment="of no interest", plain=lambda: [example])
     with keeping_random_state(example.images.device), torch.no_grad():
-        student = deepcopy(member.student).to(example.images.device, plan.dtype)
+        student = copy_of(member.student).to(example.images.device, plan.dtype)
         teachers = [Teacher(teacher.net, first) for teacher in teachers]
         for stage in method.stages:
             losses = resolve(stage, student, teachers, example, built).to(example.images.device, plan.dtype).eval()

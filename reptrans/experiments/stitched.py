@@ -271,7 +271,10 @@ class Stitching:
         )
 
     def _frozen(self, net: nn.Module) -> nn.Module:
-        return checked_network(net).to(**self.settings.place).eval().requires_grad_(False)
+        for name, weight in checked_network(net).named_parameters():
+            if weight.is_complex():
+                raise BadValue(f"{name} of {type(net).__name__} is complex, and a stitch is a map of real numbers.")
+        return net.to(**self.settings.place).eval().requires_grad_(False)
 
     @cached_property
     def _example(self) -> Tensor:

@@ -1,6 +1,5 @@
 """Networks as the input optimiser runs them: cut, frozen and fast; and untrained ones with a stated batch norm."""
 
-import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from torch.optim.swa_utils import update_bn
 
 from reptrans.errors import ShapeMismatch, UnknownName, suggest
 from reptrans.layers import cuttable_layers, front
+from reptrans.layers.network import copy_of
 from reptrans.layers.trace import trace
 from reptrans.layers.values import answer
 from reptrans.training import evaluating
@@ -77,7 +77,7 @@ def fast_front(
     if precision not in PRECISIONS:
         raise UnknownName(f"there is no precision {precision!r}. {suggest(precision, map(repr, PRECISIONS))}")
     with evaluating(checked_network(net)):
-        part = copy.deepcopy(front(net, layer) if layer else _whole(net)).eval().requires_grad_(False)
+        part = copy_of(front(net, layer) if layer else _whole(net)).eval().requires_grad_(False)
     if fold and isinstance(part, fx.GraphModule):
         _fold_batch_norm(part)
     part = part.to(memory_format=torch.channels_last)
@@ -89,7 +89,7 @@ def as_built(net: nn.Module) -> nn.Module:
 
     In an untrained network they then do nothing, and the scale of activations grows or shrinks with depth.
     """
-    net = copy.deepcopy(net).eval()
+    net = copy_of(net).eval()
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):
             module.reset_running_stats()
@@ -101,7 +101,7 @@ def calibrated(net: nn.Module, images: Tensor) -> nn.Module:
 
     `images` (n, c, h, w) as the network takes them, several of them: normalised, if it is used to that.
     """
-    net = copy.deepcopy(net)
+    net = copy_of(net)
     with keeping_random_state(images.device):  # dropout draws in train mode
         update_bn([images], net)
     return net.eval()
@@ -151,9 +151,14 @@ def _fold_batch_norm(part: fx.GraphModule) -> None:
         if before.op != "call_module" or len(before.users) > 1 or bn.running_mean is None:
             continue
         conv = part.get_submodule(before.target)
-        if type(conv) is nn.Conv2d and calls[before.target] == calls[node.target] == 1:
+        if type(conv) is nn.Conv2d and calls[before.target] == calls[node.target] == 1 and not _hooked(conv, bn):
             part.set_submodule(before.target, fuse_conv_bn_eval(conv, bn))
             node.replace_all_uses_with(before)
             part.graph.erase_node(node)
     part.delete_all_unused_submodules()
     part.recompile()
+
+
+def _hooked(*modules: nn.Module) -> bool:
+    """Whether anything is done between the modules, or before each pass, as pruning does it to the weights."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)

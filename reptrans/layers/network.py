@@ -3,12 +3,14 @@
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
 from reptrans.errors import BadValue, CannotCut
 from reptrans.layers.trace import check_layers, layer_names
+from reptrans.layers.values import tensors_in
 
 _WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
 _PREFIXES = tuple(f"{name}." for name in _WRAPPERS.values())
@@ -113,6 +115,16 @@ def each(inputs: object, change) -> object:
     if isinstance(inputs, (tuple, list)):
         return type(inputs)(each(value, change) for value in inputs)
     return change(inputs) if isinstance(inputs, Tensor) and inputs.ndim else inputs
+
+
+def copy_of(net: nn.Module) -> nn.Module:
+    """A copy that shares nothing with `net`.
+
+    What a pass with gradients left in the network, its last activations or weights that a hook computes from others
+    (pruning, the older weight_norm), is copied without its graph, which torch does not copy.
+    """
+    left = (tensor for module in net.modules() for _, tensor in tensors_in(vars(module)) if not tensor.is_leaf)
+    return deepcopy(net, {id(tensor): tensor.detach().clone() for tensor in left})
 
 
 @contextmanager

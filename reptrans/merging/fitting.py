@@ -1,6 +1,5 @@
 """Train one network to answer, or to represent, as another does, and report what that gained and what it cost."""
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,6 +11,7 @@ from reptrans.attribution import map_correlation, saliency_maps
 from reptrans.data import Batch, Loader, Split
 from reptrans.errors import BadData, BadValue, ShapeMismatch
 from reptrans.layers import front
+from reptrans.layers.network import copy_of
 from reptrans.matching import affine, resized
 from reptrans.similarity import Moments, channel_blocks, compare
 from reptrans.training import Plan, evaluate, evaluating, fit
@@ -80,7 +80,7 @@ def match_models(
     # The precision of the student's weights; "bfloat16" stays where they are float32, which means mixed precision.
     dtype, wanted = next(student.parameters()).dtype, how.plan.precision
     plan = replace(how.plan, precision=next((p for p in (wanted, *PRECISIONS) if PRECISIONS[p] == dtype), wanted))
-    moved = copy.deepcopy(student).requires_grad_(True).eval()
+    moved = copy_of(student).requires_grad_(True).eval()
     pairs = None if on == _OUTPUTS else _pairs(on)
     matched = _Matched(moved, teacher, pairs, how)
     sets = {"fitted": images} | ({} if held_out is None else {"held out": held_out})

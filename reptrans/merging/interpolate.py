@@ -1,6 +1,5 @@
 """Arithmetic with weights: the straight path between two networks, the barrier on it, and task vectors."""
 
-import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,6 +8,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from reptrans.errors import BadValue, ShapeMismatch, choose
+from reptrans.layers.network import copy_of
 from reptrans.merging.align import check_same_architecture
 from reptrans.training import evaluate
 
@@ -42,7 +42,7 @@ def _mixed(a: nn.Module, b: nn.Module, share: float) -> nn.Module:
     _check_mixable(a, b)
     if not isinstance(share, (int, float)) or not math.isfinite(share):
         raise BadValue(f"share is {share!r}; it must be a number, 0 for the first network and 1 for the second.")
-    merged, theirs = copy.deepcopy(a), b.state_dict()
+    merged, theirs = copy_of(a), b.state_dict()
     moved, within = {name for name, _ in a.named_parameters(remove_duplicate=False)}, min(max(share, 0.0), 1.0)
     state = {
         name: value.lerp(theirs[name].to(value), share if name in moved else within) if _moves(value) else value
@@ -61,16 +61,16 @@ def _check_mixable(a: nn.Module, b: nn.Module) -> None:
     check_same_architecture(a, b)
     theirs, parameters = b.state_dict(), dict(a.named_parameters(remove_duplicate=False))
     for name, value in a.state_dict().items():
-        estimated = ".parametrizations." in f".{name}" or f"{name.removesuffix('_u')}_orig" in parameters
-        estimated &= name not in parameters
+        held = any(f"{name.removesuffix(end)}_orig" in parameters for end in ("_u", "_mask"))
+        estimated = name not in parameters and (held or ".parametrizations." in f".{name}")
         mixes = (_moves(value) and not estimated) or name.endswith("num_batches_tracked")
         if mixes or value.equal(theirs[name].to(value)):
             continue
         if estimated:
             raise BadValue(
-                f"{name} was found for the weights of one network, as in spectral_norm, and would not fit those "
-                "between two. Make the weights plain in both first: remove_parametrizations(layer, 'weight'), or "
-                "remove_spectral_norm(layer)."
+                f"{name} was found for the weights of one network, as in spectral_norm or pruning, and would not fit "
+                "those between two. Make the weights plain in both first: remove_parametrizations(layer, 'weight'), "
+                "remove_spectral_norm(layer), or prune.remove(layer, 'weight')."
             )
         raise BadValue(
             f"{name} ({str(value.dtype).removeprefix('torch.')}) differs between the two networks, and there is "
@@ -149,7 +149,7 @@ def with_task_vectors(
         raise BadValue(f"the scales are {scales}; they must be finite numbers.")
     if len(scales) != len(vectors):
         raise BadValue(f"{len(vectors)} task vectors and {len(scales)} scales were given; give one for each, or one.")
-    copied = copy.deepcopy(base)
+    copied = copy_of(base)
     state = {name: value.clone() for name, value in base.state_dict().items()}
     shares = all(scale >= 0 for scale in scales) and sum(scales) <= 1 + 1e-12
     moved = set(state) if shares else {name for name, _ in base.named_parameters(remove_duplicate=False)}

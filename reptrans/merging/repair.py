@@ -3,7 +3,6 @@
 Averaging makes activations shrink towards their mean, layer upon layer ("variance collapse", Jordan et al. 2023).
 """
 
-import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -13,7 +12,7 @@ from torch.optim.swa_utils import update_bn
 
 from reptrans.errors import BadData, BadValue
 from reptrans.layers import record
-from reptrans.layers.network import keeping_modes, watching
+from reptrans.layers.network import copy_of, keeping_modes, watching
 from reptrans.merging.align import check_same_architecture
 from reptrans.similarity.moments import channel_blocks
 from reptrans.training import evaluating
@@ -35,7 +34,7 @@ def reestimated(net: nn.Module, loader: Iterable) -> nn.Module:
             f"{type(net).__name__} has no batch norm whose statistics could be estimated again. For networks without "
             "it there is rescaled(merged, a, b, loader), which corrects weights and biases."
         )
-    copied, device = copy.deepcopy(net), device_of(net)
+    copied, device = copy_of(net), device_of(net)
     with keeping_modes(copied), keeping_random_state(device):
         seed_generators(0, device)  # of dropout, which is on as in training
         update_bn(_images(loader, device), copied, device)
@@ -55,7 +54,7 @@ def rescaled(merged: nn.Module, a: nn.Module, b: nn.Module, loader: Iterable, sh
     """
     for other in (a, b):
         check_same_architecture(merged, other)
-    copied, batches = copy.deepcopy(merged), list(_images(loader, device_of(merged)))
+    copied, batches = copy_of(merged), list(_images(loader, device_of(merged)))
     layers = _layers(copied, batches)
     ends = [_statistics(net, layers, batches) for net in (a, b)]
     for name in layers:

@@ -4,7 +4,6 @@ A *group* is a set of axes of weights that have to be permuted together: the out
 on them, the inputs of what reads them, and, through a residual sum, the outputs of all that is added to them.
 """
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reptrans.errors import BadValue
+from reptrans.layers.network import copy_of
 from reptrans.layers.trace import Traced, trace
 from reptrans.layers.values import answer
 from reptrans.training import evaluating
@@ -30,6 +30,7 @@ _BY_CHANNEL = frozenset(
 )
 _REDUCING = ("mean", "sum", "amax")
 _BY_CHANNEL_MODULES = tuple(f"torch.nn.modules.{kind}" for kind in ("activation", "pooling", "dropout", "padding"))
+_WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
 _MIXING = (nn.MultiheadAttention, nn.GLU)
 _FIXED = 0  # the group of all units that stay where they are
 
@@ -86,6 +87,7 @@ def unit_groups(net: nn.Module, images: Tensor) -> Units:
     this check; ShapeMismatch for images that it does not take.
     Source: the groups are those that Ainsworth et al. 2023 write down by hand for each architecture.
     """
+    _check_plain(net)
     with evaluating(net), torch.no_grad():
         traced = _traced(net)
         shapes = _shapes(traced, images)
@@ -96,7 +98,7 @@ def unit_groups(net: nn.Module, images: Tensor) -> Units:
 
 def permuted(net: nn.Module, units: Units, permutations: Permutations) -> nn.Module:
     """A copy of `net` in whose group g unit i is the former unit permutations[g][i]; the function stays the same."""
-    copied, axes = copy.deepcopy(net), units.axes
+    copied, axes = copy_of(net), units.axes
     state = {n: reordered(value, axes.get(n, {}), permutations) for n, value in net.state_dict().items()}
     copied.load_state_dict(state)
     return copied
@@ -132,6 +134,15 @@ def _index(blocks: Blocks, permutations: Permutations) -> Tensor:
     return torch.cat(parts)
 
 
+def _check_plain(net: nn.Module) -> None:
+    for name, layer in net.named_modules():
+        if isinstance(layer, _WEIGHTED) and "weight" not in layer._parameters:
+            raise BadValue(
+                f"layer {name!r} computes its weight from others (weight_norm, spectral_norm, pruning). Make it plain "
+                "first: remove_parametrizations(layer, 'weight') of torch.nn.utils.parametrize, or prune.remove."
+            )
+
+
 def _traced(net: nn.Module) -> Traced:
     try:
         return trace(net)
@@ -156,7 +167,7 @@ def _shapes(traced: Traced, images: Tensor) -> dict[fx.Node, torch.Size]:
 
 def _check(net: nn.Module, units: Units, images: Tensor) -> None:
     generator, two = torch.Generator().manual_seed(0), images[:2].double()
-    exact = copy.deepcopy(net).double().eval()
+    exact = copy_of(net).double().eval()
     for form in (exact, _scrambled(exact, generator)):
         before, after = (answer(net(two.clone())) for net in (form, permuted(form, units, units.random(generator))))
         error = float((before - after).abs().max() / before.abs().max())
@@ -170,7 +181,7 @@ def _check(net: nn.Module, units: Units, images: Tensor) -> None:
 
 def _scrambled(net: nn.Module, generator: torch.Generator) -> nn.Module:
     """A copy with random weights that keep the size of activations, and random statistics."""
-    copied = copy.deepcopy(net)
+    copied = copy_of(net)
     for value in (v for v in copied.state_dict().values() if v.is_floating_point()):
         drawn = torch.rand(value.shape, generator=generator, dtype=value.dtype).to(value.device)
         value.copy_((drawn - 0.5) * (12 / max(1, value[0].numel())) ** 0.5 if value.ndim > 1 else drawn + 0.5)

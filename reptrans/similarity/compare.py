@@ -11,7 +11,7 @@ from reptrans.errors import BadData, BadValue, LayerNotFound, ShapeMismatch, cho
 from reptrans.layers import channel_axes, cuttable_layers, front
 from reptrans.layers.network import first_examples, unwrap
 from reptrans.randomness import generator_of
-from reptrans.similarity.checks import checked, largest_of
+from reptrans.similarity.checks import checked, largest_of, numbers
 from reptrans.similarity.fold import check_fold, fold, laid_out, token_mask, without_padding
 from reptrans.similarity.grams import join_small
 from reptrans.similarity.inputs import Inputs, batches, explained, moved, refuse_single, size_of
@@ -232,7 +232,7 @@ def _folded(activations: Tensor, name: str, how: str, axis: int | None, dropped:
 
 def refuse_infinite(activations: Tensor, name: str) -> None:
     """Raise BadData for NaN or infinity in the activations of a layer, or in what is given as such."""
-    if not largest_of(activations) < torch.inf:
+    if not largest_of(numbers(activations, f"the activations of layer {name!r}")) < torch.inf:
         raise BadData(f"the activations of layer {name!r} hold NaN or infinity; look at the network and its input.")
 
 

@@ -5,7 +5,6 @@ and the end, and is no sign of a shared representation.
 """
 
 from collections.abc import Callable
-from copy import deepcopy
 from typing import NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from reptrans.data import Loader, Split
 from reptrans.errors import BadData, BadValue, check_whole
 from reptrans.layers import channel_axes, end, front
+from reptrans.layers.network import copy_of
 from reptrans.layers.values import answer
 from reptrans.similarity import Moments
 from reptrans.stitching.direct import least_squares
@@ -127,7 +127,7 @@ def _stitched(
 
 
 def _frozen(net: nn.Module) -> nn.Module:
-    return deepcopy(net).eval().requires_grad_(False)
+    return copy_of(net).eval().requires_grad_(False)
 
 
 @torch.no_grad()

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import UninitializedTensorMixin
 
 from reptrans.data import Batch
 from reptrans.errors import BadData, BadValue, ReptransError, ShapeMismatch, suggest
@@ -66,8 +68,18 @@ def as_batch(batch: object, device: torch.device) -> object:
 
 
 def checked_network(net: nn.Module) -> nn.Module:
-    """`net`; BadValue where it is none, a name for instance."""
-    return net if isinstance(net, nn.Module) else unwrap(net)
+    """`net`; BadValue where it is none, a name for instance, or where its weights have no values yet."""
+    if not isinstance(net, nn.Module):
+        return unwrap(net)
+    for name, weight in chain(net.named_parameters(), net.named_buffers()):
+        if isinstance(weight, UninitializedTensorMixin):
+            raise BadValue(f"{name} of {type(net).__name__} takes its shape from the first images: call net(images) once.")
+        if weight.is_meta:
+            raise BadValue(
+                f"{name} of {type(net).__name__} is on the device meta, where weights have shapes and no values. Give "
+                "them some: net.to_empty(device='cpu'), then net.load_state_dict(…)."
+            )
+    return net
 
 
 def answers_of(net: nn.Module, images: Tensor) -> Tensor:

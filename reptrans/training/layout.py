@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
+from reptrans.layers.network import copy_of
 from reptrans.layers.values import tensors_in
 from reptrans.training.evaluation import keeping_random_state
 
@@ -51,7 +51,7 @@ def _says_the_same(net: nn.Module, images: Tensor) -> bool:
 def _said(net: nn.Module, images: Tensor, layout: torch.memory_format, train: bool) -> list[Tensor] | None:
     try:
         with keeping_random_state(images.device), torch.no_grad():
-            found = deepcopy(net).to(memory_format=layout).train(train)(images.clone())
+            found = copy_of(net).to(memory_format=layout).train(train)(images.clone())
             return [value.double() for _, value in tensors_in(found)]
     # Foreign code may raise anything; what is wrong in both layouts is said where the network is used.
     except Exception:

@@ -6,8 +6,10 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from reptrans.errors import BadData, BadValue, ShapeMismatch, UnknownName
+from reptrans.layers.network import copy_of
 from reptrans.merging import (
     align,
     aligned,
@@ -105,6 +107,11 @@ def test_alignment_refuses():
         aligned(network(), network("cnn3_w16"), IMAGES)
     with pytest.raises(ShapeMismatch, match="the second no conv1.weight"):
         interpolated(network(), network("dense"))
+    with pytest.raises(BadValue, match="layer '1' computes its weight from others"):
+        aligned(
+            *(nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(64, 9))) for _ in "ab"),
+            IMAGES,
+        )
     with pytest.raises(UnknownName, match="no alignment by 'weight'. Did you mean 'weights'"):
         aligned(network(), network(), IMAGES, "weight")
 
@@ -141,6 +148,11 @@ def spectral(norm) -> tuple[nn.Module, nn.Module]:
     return norm(nn.Linear(3, 2)), norm(nn.Linear(3, 2))
 
 
+def pruned(kept: int) -> nn.Module:
+    layer = nn.Linear(3, 2)
+    return prune.custom_from_mask(layer, "weight", torch.arange(6).reshape(2, 3) % 2 == kept)
+
+
 @pytest.mark.parametrize("mix", [interpolated, task_vector])
 @pytest.mark.parametrize(
     ("pair", "message"),
@@ -151,13 +163,14 @@ def spectral(norm) -> tuple[nn.Module, nn.Module]:
         ),
         ([Masked(torch.tensor([1, last])) for last in (1, 2)], r"mask \(int64\) differs"),
         (spectral(nn.utils.spectral_norm), "weight_u was found for the weights of one network"),
+        ([pruned(0), pruned(1)], "weight_mask was found for the weights of one network"),
         (spectral(nn.utils.parametrizations.spectral_norm), "_u was found for the weights of one network"),
     ],
 )
 def test_what_has_nothing_in_between_is_refused(mix, pair, message):
     with pytest.raises(BadValue, match=message):
         mix(*pair)
-    mix(pair[0], copy.deepcopy(pair[0]).eval())
+    mix(pair[0], copy_of(pair[0]).eval())
 
 
 def test_barrier_by_hand():

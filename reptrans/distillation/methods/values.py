@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from reptrans.distillation.method import Method, Pair, Stage
 from reptrans.distillation.methods.answers import kd, logits
 from reptrans.errors import BadValue, ShapeMismatch, choose
+from reptrans.layers.network import copy_of
 from reptrans.layers.trace import trace
 from reptrans.matching import (
     CrossEntropy,
@@ -331,7 +331,7 @@ def with_dominant(net: nn.Module) -> nn.Module:
 
     Names stay. Layers of a class derived from nn.Conv2d stay as they are. Raises BadValue if nothing is to be done.
     """
-    net = deepcopy(net).requires_grad_(True)
+    net = copy_of(net).requires_grad_(True)
     wanted = [m for m in net.modules() if type(m) is nn.Conv2d and m.groups == 1 and max(m.kernel_size) > 1]
     if not wanted:
         raise BadValue(f"{type(net).__name__} has no convolution above 1x1 with one group to be made a dominant layer.")
