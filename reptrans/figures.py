@@ -133,8 +133,11 @@ def heatmap(
     ax = ax or _axes(_side(width) + 2.2, _side(height) + 1.2)
     low, high = limits or (None, None)
     colours = "RdBu_r" if limits and low == -high else "viridis"
-    seaborn.heatmap(matrix, ax=ax, cmap=colours, vmin=low, vmax=high, annot=annotate, fmt=".2f",
+    # A bar inside the axes' box is as high as the map, whatever its shape, and as wide for maps of all sizes.
+    bar = ax.inset_axes((1 + 0.25 / _side(width), 0, 0.15 / _side(width), 1))
+    seaborn.heatmap(matrix, ax=ax, cmap=colours, vmin=low, vmax=high, annot=annotate, fmt=".2f", cbar_ax=bar,
                     annot_kws={"size": 8}, square=0.5 <= height / width <= 2, cbar_kws={"label": label})  # fmt: skip
+    ax.grid(False)
     if pale is not None:
         _pale(ax, matrix, pale, annotate)
     _turn(ax, matrix.columns, width)
@@ -228,6 +231,7 @@ def forest(table: pd.DataFrame, label: str, name: str = "method") -> Axes:
         ax.plot(row["gain"], y, "o", color=colour, markersize=6)
         ax.plot(row["published"], y, "D", markerfacecolor="none", markeredgecolor="0.2", markersize=5)
     ax.axvline(0, color="0.3", linewidth=1)
+    ax.set_ylim(-0.6, len(table) - 0.4)
     over = table["over"].to_list() if "over" in table and table["over"].nunique() > 1 else [None] * len(table)
     ax.set_yticks(place, [f"{n} − {o}" if o else n for n, o in zip(table[name], over, strict=True)])
     ax.set_xlabel(f"{label}, 95 % interval, {table['n'].max()} seeds")
@@ -236,18 +240,21 @@ def forest(table: pd.DataFrame, label: str, name: str = "method") -> Axes:
 
 
 def intervals(table: pd.DataFrame, value: str, hue: str, label: str, name: str = "method") -> Axes:
-    """One row for each `name`, a dot at its `value` with its interval (columns low and high), coloured by `hue`.
+    """One row for each `name`, and in it a dot at each `value` with its interval (low, high), coloured by `hue`.
 
     `label` says what the axis shows, and of what the intervals are.
     """
     _check(table, [name, value, "low", "high", hue])
-    ax, kinds = _axes(6.2, 0.26 * len(table) + 1.0), list(pd.unique(table[hue]))
+    names, kinds = list(pd.unique(table[name])), list(pd.unique(table[hue]))
+    together = len(names) < len(table) and not table.duplicated([name, hue]).any()
+    ax = _axes(6.2, (0.2 + 0.13 * len(kinds) * together) * len(names) + 1.0)
     for number, kind in enumerate(kinds):
-        own = (table[hue] == kind).to_numpy().nonzero()[0]
-        rows, colour = table.iloc[own], _colour(number)
-        ax.hlines(-own, rows["low"], rows["high"], color=colour, linewidth=2)
-        ax.plot(rows[value], -own, _MARKERS[number % len(_MARKERS)], color=colour, label=str(kind), markersize=5)
-    ax.set_yticks(-np.arange(len(table)), [_spoken(str(v)) for v in table[name]])
+        rows, colour = table[table[hue] == kind], _colour(number)
+        at = -rows[name].map(names.index) + 0.2 * ((len(kinds) - 1) / 2 - number) * together
+        ax.hlines(at, rows["low"], rows["high"], color=colour, linewidth=2)
+        ax.plot(rows[value], at, _MARKERS[number % len(_MARKERS)], color=colour, label=str(kind), markersize=5)
+    ax.set_yticks(-np.arange(len(names)), [_spoken(str(v)) for v in names])
+    ax.set_ylim(-len(names) + 0.4, 0.6)
     ax.set_xlabel(label)
     ax.grid(False, axis="y")
     _legend(ax, None, len(kinds) > 1)

@@ -17,6 +17,7 @@ import platform
 import re
 import reprlib
 from collections.abc import Iterable, Sequence
+from functools import partial
 from symtable import symtable
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 from reptrans.errors import BadValue, ReptransError, UnknownName, near, suggest
-from reptrans.labels import LABELS
+from reptrans.labels import label
 
 __all__ = [
     "Parameters",
@@ -48,6 +49,8 @@ __all__ = [
 HELP = "papermill --help-notebook explains every parameter"
 
 MOST = 10**9  # no parameter is a number beyond it
+
+_P_VALUES = (label("p"), label("p_searched"))
 
 _Item = TypeVar("_Item")
 
@@ -180,10 +183,13 @@ def style() -> None:
 def show(table: pd.DataFrame | pd.Series, digits: int = 4) -> None:
     """Display a table with `digits` decimals, all rows and columns, the columns by their readers' names.
 
-    A bare count of rows is not shown.
+    A bare count of rows is not shown; p-values below the last decimal are shown as such.
     """
     table = table.to_frame() if isinstance(table, pd.Series) else table
-    display(_Shown(table.rename(columns=LABELS), digits))
+    table = table.rename(columns=label)
+    if table.index.nlevels == table.columns.nlevels == 1:  # the name of the rows in the row of the heads
+        table = table.rename_axis(index=None, columns=label(table.index.name) if table.index.name else None)
+    display(_Shown(table, digits))
 
 
 def as_text(table: pd.DataFrame, digits: int = 4) -> str:
@@ -191,26 +197,20 @@ def as_text(table: pd.DataFrame, digits: int = 4) -> str:
     return repr(_Shown(table, digits))
 
 
-def spread(rows: pd.DataFrame, by: list[str], values: list[str], digits: int = 4) -> pd.DataFrame:
+def spread(rows: pd.DataFrame, by: list[str], values: list[str], digits: int = 3) -> pd.DataFrame:
     """A table for reading: for every combination of `by`, in the order met, each value as "mean ± sd", and the count.
 
-    sd is the sample standard deviation over the rows of the combination. It shows two digits and the mean as many
-    decimals, but no more than `digits`; a single row shows its value alone, with three decimals, and a value that no
-    row has shows as nothing.
+    sd is the sample standard deviation over the rows of the combination. A column has as many decimals as show two
+    digits of its smallest sd that is not 0, but no more than `digits`; a single row shows its value alone, and a value
+    that no row has shows as nothing.
     """
     groups = rows.groupby(by, sort=False)
-
-    def cell(column: pd.Series) -> str:
-        column = column.dropna()
-        if column.empty:
-            return ""
-        sd = column.std() if len(column) > 1 else math.nan
-        places = _decimals(sd, digits)
-        mean = f"{round(column.mean(), places) + 0.0:.{places}f}"
-        return mean if math.isnan(sd) else f"{mean}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{sd:.{places}f}"
-
-    table = groups[values].agg(cell).reset_index()
-    return table.assign(n=groups.size().to_numpy())
+    table = groups[values].mean()
+    for value in values:
+        sds = groups[value].std()
+        places = max((_decimals(sd, digits) for sd in sds if sd > 0), default=digits)
+        table[value] = [_mean_and_sd(*pair, places) for pair in zip(table[value], sds, strict=True)]
+    return table.reset_index().assign(n=groups.size().to_numpy())
 
 
 def summary(rows: pd.DataFrame, by: list[str], values: list[str]) -> pd.DataFrame:
@@ -221,14 +221,25 @@ def summary(rows: pd.DataFrame, by: list[str], values: list[str]) -> pd.DataFram
     return table.assign(n=groups.size()).reset_index()
 
 
+def _mean_and_sd(mean: float, sd: float, places: int) -> str:
+    if math.isnan(mean):
+        return ""
+    shown = f"{round(float(mean), places) + 0.0:.{places}f}"
+    return shown if math.isnan(sd) else f"{shown}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{sd:.{places}f}"
+
+
 def _decimals(sd: float, most: int) -> int:
-    """So many that two digits of `sd` show, from 0 to `most`; of no number, three or fewer."""
-    if math.isnan(sd):
-        return min(3, most)
-    if not 0 < sd < math.inf:
+    """So many that two digits of `sd`, which is not 0, show: from 0 to `most`."""
+    if math.isinf(sd):
         return most
     # From the printed form, where .0996 counts as .10.
     return min(most, max(0, 1 - int(f"{sd:.1e}".partition("e")[2])))
+
+
+def _p(value: float, digits: int) -> str:
+    """A p-value is never 0."""
+    least = 10.0**-digits
+    return f"<{least:.{digits}f}" if value < least / 2 else f"{round(float(value), digits):.{digits}f}"
 
 
 class _Shown:
@@ -239,7 +250,9 @@ class _Shown:
         # Adding zero turns the -0.0 that rounding leaves of a tiny negative number into 0.0.
         self._options = {
             "index": not isinstance(table.index, pd.RangeIndex),
-            "float_format": lambda value: f"{round(value, digits) + 0.0:.{digits}f}",
+            # A float of NumPy's would round differently.
+            "float_format": lambda value: f"{round(float(value), digits) + 0.0:.{digits}f}",
+            "formatters": {name: partial(_p, digits=digits) for name in table.columns if name in _P_VALUES},
             "na_rep": "",
         }
 

@@ -2,10 +2,12 @@
 
 import copy
 import operator
+import random
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -526,6 +528,23 @@ class Caching(nn.Module):
         self.list.append(h)
         self.kept.value = self.latest = h
         return self.last(h)
+
+
+@pytest.mark.parametrize(
+    "draw", [random.random, np.random.rand, lambda: torch.rand(()).item()], ids=["Python", "NumPy", "torch"]
+)
+def test_what_is_drawn_in_a_pass_is_drawn_in_every_pass(draw):
+    def skips_now_and_then(s, x):
+        h = s.first(x)
+        return s.third(h if s.training and draw() < 0.5 else s.second(h))
+
+    net, x = Written(skips_now_and_then), torch.rand(2, 4)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    part = front(net, "third")
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[:2]
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert len({part(x).sum().item() for _ in range(30)}) == 2
+    assert cuttable_layers(net.eval()) == ["first", "second"]
 
 
 def test_a_trace_leaves_nothing_in_what_a_network_keeps():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
@@ -211,14 +212,33 @@ def test_spread_says_mean_sd_and_count():
         ([0.9, 1.041], "0.97 ± 0.10"),
         ([260.0, 300.0], "280 ± 28"),
         ([6.0, 8.0], "7.0 ± 1.4"),
-        ([1.0, 1.00001], "1.0000 ± 0.0000"),
-        ([1.0, 1.0], "1.0000 ± 0.0000"),
+        ([1.0, 1.00001], "1.000 ± 0.000"),
+        ([1.0, 1.0], "1.000 ± 0.000"),
         ([0.5], "0.500"),
     ],
 )
 def test_spread_shows_two_digits_of_the_sd(values, expected):
     table = spread(pd.DataFrame({"layer": "a", "score": values}), ["layer"], ["score"])
     assert table["score"][0].replace("\N{NO-BREAK SPACE}", " ") == expected
+
+
+def test_spread_gives_a_column_the_same_decimals():
+    rows = pd.DataFrame({"layer": list("aabbc"), "score": [0.8, 0.83, 0.5, 0.7, 1.0]})
+    found = [text.replace("\N{NO-BREAK SPACE}", " ") for text in spread(rows, ["layer"], ["score"])["score"]]
+    assert found == ["0.815 ± 0.021", "0.600 ± 0.141", "1.000"]
+
+
+def test_halves_are_rounded_as_python_rounds_them(capsys):
+    show(pd.DataFrame({"share": [np.float64(1 / 40)]}, index=["a"]), digits=2)
+    assert capsys.readouterr().out.split() == ["share", "a", "0.03"]  # of NumPy: 0.02
+
+
+def test_heads_are_for_readers(capsys):
+    table = pd.DataFrame({"rows_name": ["a_1"], "p": [0.0001], "with_depth": [0.5]}).set_index("rows_name")
+    show(table.rename_axis(columns="what"), digits=3)
+    head, row = capsys.readouterr().out.splitlines()[:2]
+    assert head.split() == ["rows", "name", "p", "with", "depth"]
+    assert row.split() == ["a_1", "<0.001", "0.500"]
 
 
 class Digits(Parameters):

@@ -116,15 +116,15 @@ def barriers(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def merge_widths(p: MergingRun, dataset: Dataset) -> pd.DataFrame:
-    """The `barriers` of `pairs` pairs of each network in `widths`, with its name as `model` and the mean accuracy of
-    the two ends as `accuracy_ends`."""
+    """The `barriers` of `pairs` pairs of each network in `widths`, with its name as `model` (of one of the user's own
+    that of its function) and the mean accuracy of the two ends as `accuracy_ends`."""
     tables = []
     for model in progress(names(p.widths), "widths"):
         pairs = [tuple(p.trained(model, dataset, seed) for seed in (2 * k, 2 * k + 1)) for k in range(p.pairs)]
         paths = merge_pairs(p, dataset, [(*pair, None) for pair in pairs])
         ends = paths[paths["share"].isin([0, 1])].groupby(["pair", "alignment", "statistics"])["accuracy"].mean()
         found = barriers(paths).join(ends.rename("accuracy_ends"), on=["pair", "alignment", "statistics"])
-        tables.append(found.assign(model=model))
+        tables.append(found.assign(model=model.rpartition(":")[2]))
     return pd.concat(tables, ignore_index=True)
 
 

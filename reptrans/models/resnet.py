@@ -94,7 +94,7 @@ def _resnet(
 
 
 def resnet20_w(
-    num_classes: int, in_channels: int, image_size: Size, width: int = 1, *, in_place: bool = True
+    num_classes: int, in_channels: int, image_size: Size, width: float = 1, *, in_place: bool = True
 ) -> nn.Sequential:
     """ResNet-20 with `width` times 16, 32, 64 channels, as in Csiszárik et al., 2021, whose checkpoints it loads.
 
@@ -102,7 +102,7 @@ def resnet20_w(
     in the authors' code, makes every ReLU overwrite its input: cheaper, but `bn1` and `add` can then be recorded only
     as copies.
     """
-    widths = tuple(width * channels for channels in (16, 16, 32, 64))
+    widths = tuple(round(width * channels) for channels in (16, 16, 32, 64))
     return _resnet(num_classes, in_channels, widths, (3, 3, 3), in_place=in_place)
 
 
