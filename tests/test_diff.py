@@ -216,6 +216,14 @@ def test_other_architectures_have_no_weights_and_best_matches(digits, net):
     assert not any(s.about == ("weights",) for s in verdict(found))
 
 
+def test_layers_that_no_stitch_joins_are_named(digits, net):
+    other = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10)).double().eval()
+    found = differences(*pair(net, other, digits), FEW)
+    wanted = len(found["similarity"].effect.index) + len(found["similarity"].effect.columns)
+    line = next(line for line in found.lacking() if line.endswith(": no map over channels joins their places."))
+    assert line.startswith("Not compared, a stitch A's ") and len(found["stitches"]) + line.count("→") == wanted
+
+
 def test_other_classes_leave_similarity_and_stitches(digits, net):
     other = build("cnn3_w8", num_classes=5, in_channels=1, image_size=8, seed=1).double().eval()
     found = differences(*pair(net, other, digits), FEW)

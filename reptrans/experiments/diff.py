@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reptrans.errors import BadData, ReptransError, ShapeMismatch
 from reptrans.experiments.answers import by_class, by_factor, overall, same_classes, unlabelled
-from reptrans.experiments.insides import line, matches, similar, stitches, weights
+from reptrans.experiments.insides import line, matches, similar, stitches, unjoined, weights
 from reptrans.experiments.parameters import Exact, NotNegative, Orders, TrainingParameters
 from reptrans.experiments.sides import Side
 from reptrans.inputs.metamers import differentiate
@@ -90,6 +90,9 @@ class Found:
     def lacking(self) -> list[str]:
         """A line for each reason why something is not compared."""
         missing = self.missing | ({"alignment": apart.why} if (apart := self["weights"]) and apart.why else {})
+        if self["similarity"] is not None and self["stitches"] is not None:
+            why = "no map over channels joins their places."
+            missing |= {f"a stitch {way}": why for way in unjoined(self["similarity"].effect, self["stitches"])}
         reasons = dict.fromkeys(missing.values())
         names = {why: ", ".join(n for n, reason in missing.items() if reason == why) for why in reasons}
         return [f"Not compared, {names[why]}: {why}" for why in reasons]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 CLOSE = 0.5  # relative distance of all weights up to which B counts as a descendant of A
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 BEYOND = (-0.5, 1.5)  # of descendants
+_PLACE = ("way", "front_layer", "end_layer")
 
 
 def similar(a: Side, b: Side, p: "DiffRun") -> Calibrated:
@@ -76,6 +77,13 @@ def stitches(a: Side, b: Side, found: Calibrated, p: "DiffRun") -> pd.DataFrame:
     for one, other, effect in ((a, b, found.effect), (b, a, found.effect.T)):
         rows += _stitched(one, other, list(beside(effect).items()), p)
     return pd.DataFrame(rows)
+
+
+def unjoined(effect: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
+    """The pairs of layers that should be stitched and that `stitches` has no row of: "A's f → B's e"."""
+    there = {(way[0], f, e) for way, f, e in zip(*(rows.get(name, ()) for name in _PLACE), strict=True)}
+    wanted = [("A", "B", effect), ("B", "A", effect.T)]
+    return [f"{a}'s {f} → {b}'s {e}" for a, b, of in wanted for f, e in beside(of).items() if (a, f, e) not in there]
 
 
 @torch.no_grad()
