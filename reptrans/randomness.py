@@ -5,9 +5,12 @@ without a fused multiply-add), and a training makes another network of that. Dra
 is the same.
 """
 
-from collections.abc import Iterator
+import pickle
+import random
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import numpy as np
 import torch
 
 from reptrans.errors import BadValue, check_whole
@@ -37,6 +40,27 @@ def drawing(seed: int, double: bool = True) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), in_double() if double else nullcontext():
         torch.default_generator.manual_seed(seed)
         yield
+
+
+@contextmanager
+def random_states_kept() -> Iterator[Callable[[], bool]]:
+    """Python's, NumPy's and torch's random states (of the CPU) are afterwards as they were.
+
+    Gives a function that says whether anything was drawn since.
+    """
+    python, numpy, torchs = random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+    def drawn() -> bool:
+        # NumPy's state is a tuple or a dict, with arrays inside, as its generator wants it: compared as bytes.
+        changed = random.getstate() != python or pickle.dumps(np.random.get_state()) != pickle.dumps(numpy)
+        return changed or not torch.equal(torch.get_rng_state(), torchs)
+
+    try:
+        yield drawn
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(torchs)
 
 
 def in_double() -> AbstractContextManager[None]:

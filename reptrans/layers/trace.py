@@ -7,20 +7,17 @@ say) becomes one opaque node instead of spoiling the whole graph; and what write
 
 import inspect
 import operator
-import pickle
-import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import numpy as np
-import torch
 from torch import Tensor, fx, nn
 
 from reptrans.errors import CannotCut, LayerNotFound, suggest
 from reptrans.layers.values import tensors_in
+from reptrans.randomness import random_states_kept
 
 _IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "iand", "ior", "ixor", "imod", "imatmul")
 _WRITING_OPERATORS = {getattr(operator, name) for name in _IN_PLACE} | {operator.setitem}
@@ -252,8 +249,10 @@ def trace(net: nn.Module) -> Traced:
     """The graph of `net` in the mode (train or eval) that it is in; raises what `torch.fx` raises if `forward` itself
     cannot be traced, and CannotCut if it draws random numbers of its own, for a graph would hold one draw forever."""
     tracer = _Tracer()
-    with _python_state_kept(net) as added, _len_of_proxies(net), _without_draws(net):
+    with _python_state_kept(net) as added, _len_of_proxies(net), random_states_kept() as drawn:
         graph = tracer.trace(net)
+        if drawn():
+            raise CannotCut(f"the forward pass of {type(net).__name__} draws random numbers, which no graph would do.")
     constants = {name: value for name, value in added.items() if isinstance(value, Tensor)}
     traced = Traced(net, graph, tracer.returned, tracer.opaque, constants)
     _let_readers_follow_writers(traced)
@@ -278,22 +277,6 @@ def _python_state_kept(net: nn.Module) -> Iterator[dict[str, object]]:
             else:
                 holder.clear()
                 holder.update(before)
-
-
-@contextmanager
-def _without_draws(net: nn.Module) -> Iterator[None]:
-    """Raises CannotCut where anything was drawn within, and gives the random states back."""
-    python, numpy, torchs = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-        # NumPy's state is a tuple or a dict, with arrays inside, as its generator wants it: compared as bytes.
-        drew = random.getstate() != python or pickle.dumps(np.random.get_state()) != pickle.dumps(numpy)
-        if drew or not torch.equal(torch.get_rng_state(), torchs):
-            raise CannotCut(f"the forward pass of {type(net).__name__} draws random numbers, which no graph would do.")
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(torchs)
 
 
 def _holders(net: nn.Module) -> Iterator[dict | list | set]:

@@ -4,16 +4,19 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import CodeType
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from reptrans.errors import BadCheckpoint
 from reptrans.layers.values import tensors_in
 from reptrans.progress import stop_if_late
+from reptrans.randomness import random_states_kept
 from reptrans.tensorfiles import digest_of, load_tensors, save_tensors
 from reptrans.training.schedule import Plan
 
@@ -173,12 +176,24 @@ def _order_of(loader: object) -> dict:
 
 
 def _dataset_content(dataset: object) -> str:
-    """Of torch's TensorDataset, and of a Subset of it; of others, whose examples may be drawn anew, only how many."""
+    """Of torch's TensorDataset all; of others how many, and some spread over them, unless they are drawn anew."""
     if tensors := getattr(dataset, "tensors", None):
         return content(tensors)
     if hasattr(dataset, "indices"):
         return f"{_dataset_content(dataset.dataset)} {content([torch.as_tensor(dataset.indices)])}"
-    return str(len(dataset)) if hasattr(dataset, "__len__") else ""
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        return ""
+    some = ["", ""]
+    with random_states_kept(), suppress(Exception):  # foreign code: what it raises, the training will raise again
+        some = [_some_content(dataset) for _ in range(2)]
+    return f"{len(dataset)} {some[0]}" if some[0] == some[1] else str(len(dataset))
+
+
+def _some_content(dataset: object) -> str:
+    examples = [dataset[i] for i in range(0, len(dataset), max(1, len(dataset) // 64))]
+    parts = [tuple(example.values()) if isinstance(example, Mapping) else example for example in examples]
+    parts = [part if isinstance(part, (tuple, list)) else (part,) for part in parts]
+    return content(torch.as_tensor(np.asarray(value)) for part in parts for value in part)
 
 
 def split_content(split: object) -> str:

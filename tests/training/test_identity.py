@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from reptrans.data import Loader, Split, load_dataset
 from reptrans.errors import BadCheckpoint, BadValue
@@ -112,6 +112,32 @@ def test_what_a_loader_holds_is_known(form, tmp_path):
         train(loader(images), tmp_path / "run.safetensors")
     with pytest.raises(BadCheckpoint, match="loader.content is"):
         train(loader(images.flip(0)), tmp_path / "run.safetensors")
+
+
+class Own(Dataset):
+    """Of the user: images as they are, or each with noise drawn anew."""
+
+    def __init__(self, images, noise):
+        self.images, self.noise = images, noise
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return self.images[i] + self.noise * torch.rand(16), i % 3
+
+
+def test_a_dataset_of_ones_own_is_known_by_its_examples(tmp_path):
+    images, _ = examples()
+    state = torch.get_rng_state()
+    for path, noise in ((tmp_path / "still.safetensors", 0.0), (tmp_path / "noisy.safetensors", 0.1)):
+        for _ in range(2):
+            torch.manual_seed(0)
+            train(DataLoader(Own(images, noise), 5), path)
+    torch.set_rng_state(state)
+    train(DataLoader(Own(images.flip(0), 0.1), 5), path)  # what is drawn anew is known by its number alone
+    with pytest.raises(BadCheckpoint, match="loader.content is"):
+        train(DataLoader(Own(images.flip(0), 0.0), 5), tmp_path / "still.safetensors")
 
 
 def test_a_generator_of_the_loaders_own_goes_with_no_checkpoint(tmp_path):
