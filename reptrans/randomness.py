@@ -5,7 +5,6 @@ without a fused multiply-add), and a training makes another network of that. Dra
 is the same.
 """
 
-import pickle
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -49,18 +48,23 @@ def random_states_kept() -> Iterator[Callable[[], bool]]:
     Gives a function that says whether anything was drawn since.
     """
     python, numpy, torchs = random.getstate(), np.random.get_state(), torch.get_rng_state()
-
-    def drawn() -> bool:
-        # NumPy's state is a tuple or a dict, with arrays inside, as its generator wants it: compared as bytes.
-        changed = random.getstate() != python or pickle.dumps(np.random.get_state()) != pickle.dumps(numpy)
-        return changed or not torch.equal(torch.get_rng_state(), torchs)
-
+    before = _random_states()
     try:
-        yield drawn
+        yield lambda: _random_states() != before
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-        torch.set_rng_state(torchs)
+        if not torch._C._len_torch_dispatch_stack():
+            torch.set_rng_state(torchs)
+
+
+def _random_states() -> tuple[object, ...]:
+    """The three states as what can be compared: the parts of NumPy's may be arrays."""
+    numpy = np.random.get_state(legacy=False)["state"]
+    parts = {name: np.asarray(part, object).tolist() for name, part in numpy.items()}
+    # Within torch's mode of tensors without values, its state is none.
+    torchs = b"" if torch._C._len_torch_dispatch_stack() else torch.get_rng_state().numpy().tobytes()
+    return random.getstate(), parts, torchs
 
 
 def in_double() -> AbstractContextManager[None]:

@@ -20,7 +20,7 @@ from reptrans.layers.network import copy_of
 from reptrans.matching import Teacher, check_taps
 from reptrans.randomness import drawing
 from reptrans.training import Plan, evaluate, evaluating, fit
-from reptrans.training.batches import answers_of, checked_network
+from reptrans.training.batches import answers_of, checked_weights
 from reptrans.training.evaluation import check_answers, check_labels, device_of, keeping_random_state
 from reptrans.training.layout import channels_last
 from reptrans.training.resume import content, recipe_of, weights_of
@@ -62,7 +62,8 @@ def distill(
 ) -> "tuple[nn.Module, pd.DataFrame]":
     """(trained student, rows): the student is trained by the method's stages on the loader's images and labels.
 
-        student, rows = distill(student, teacher, "nst", dataset, Plan(epochs=60), kernel="gaussian")
+        plan = Plan(epochs=60)
+        student, rows = distill(student, teacher, "nst", dataset, plan, kernel="gaussian")
 
     `teachers`: networks, or Teachers made with the same loader. `method`: a value, or a name of METHODS, made with
     `options` for the positions that `Pair.of` finds. `loader`: of a Dataset, whole batches of 128 training images,
@@ -78,7 +79,7 @@ def distill(
     Before the first step the losses of every stage are computed once, on copies. Raises BadValue, BadData,
     LayerNotFound, ShapeMismatch by then; Diverged.
     """
-    device = device_of(checked_network(student))
+    device = device_of(checked_weights(student))
     if not isinstance(plan, Plan):
         raise BadValue(f"the plan is a {type(plan).__name__}. Give a Plan, Plan(epochs=60) say.")
     if isinstance(loader, Dataset):
@@ -118,10 +119,11 @@ def distill_together(
     folder: str | Path | None = None,
     label: str = "",
 ) -> "list[tuple[nn.Module, pd.DataFrame]]":
-    """What `distill` gives, for several students of one architecture that are trained side by side, see `Together`.
+    """What `distill` gives, for several students of one architecture that are trained side by side.
 
-    Each ends as it would alone, but for rounding; of plan.seed nothing depends. Many small students are several times
-    faster so than one after the other, which methods with gradient taps still train; `folder` is for one student alone.
+    Each ends as it would alone, but for rounding; nothing depends on plan.seed. Many small students train several times
+    faster so than one after the other, as those of methods with gradient taps still do; `folder` is for one student
+    alone.
     Raises BadValue for a limit of gradients (`clip`), which would be one for all of them.
     """
     import pandas as pd
@@ -356,7 +358,9 @@ def _check_types(teachers: Sequence[Teacher], loader: Loader, plan: Plan) -> Non
             )
 
 
-def loaders(dataset: Dataset, batch_size: int, seed: int, augment: str, device, dtype) -> tuple[Loader, Loader]:
+def loaders(
+    dataset: Dataset, batch_size: int, seed: int, augment: str, device: str | torch.device, dtype: torch.dtype
+) -> tuple[Loader, Loader]:
     """(training loader, test loader) as distillation needs them: an incomplete last batch is left out."""
     place = {"device": device, "dtype": dtype}
     return training_loader(dataset, batch_size, seed, augment, **place), dataset.loader("test", batch_size, **place)

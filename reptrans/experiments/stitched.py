@@ -46,7 +46,7 @@ from reptrans.stitching.frozen import SHARE, Seen, collect_moments, logits_of, r
 from reptrans.stitching.stitch import FORMS, Stitch, StitchedNetwork, stitch_size
 from reptrans.stitching.task import TARGETS, needs_parents, train_stitch
 from reptrans.training import Plan, accuracy, classification_loss
-from reptrans.training.batches import answers_of, checked_network
+from reptrans.training.batches import answers_of, checked_weights
 
 
 class StitchingSettings(Trained):
@@ -54,8 +54,8 @@ class StitchingSettings(Trained):
 
     Training: `epochs`, `lr`, `optimiser`, `weight_decay`, `schedule`, `batch_size`, `augment`. The stitch: `init`,
     `mask`, `form` with `rank`, `flatten`, `batch_norm`, `keep_skip`. Its loss: `target`, `temperature`, `l1`,
-    `cka_reg`. Closed forms beside it: `direct`, a comma list of names in DIRECT or all, with `rank` and `ridge`.
-    `memory`: GiB that activations computed once may take; `cka_images`: images for CKA at the cut.
+    `cka_reg`. Closed forms beside it: `direct`, a comma list of kinds of `direct_matching`, or all, with `rank` and
+    `ridge`. `memory`: GiB that activations computed once may take; `cka_images`: images for CKA at the cut.
     """
 
     direct: str = "all"
@@ -271,7 +271,7 @@ class Stitching:
         )
 
     def _frozen(self, net: nn.Module) -> nn.Module:
-        for name, weight in checked_network(net).named_parameters():
+        for name, weight in checked_weights(net).named_parameters():
             if weight.is_complex():
                 raise BadValue(f"{name} of {type(net).__name__} is complex, and a stitch is a map of real numbers.")
         return net.to(**self.settings.place).eval().requires_grad_(False)

@@ -15,7 +15,7 @@ from reptrans.layers.network import copy_of
 from reptrans.layers.trace import trace
 from reptrans.layers.values import answer
 from reptrans.training import evaluating
-from reptrans.training.batches import checked_network
+from reptrans.training.batches import checked_weights
 from reptrans.training.evaluation import keeping_random_state
 
 PRECISIONS = ("", "bfloat16")
@@ -76,7 +76,7 @@ def fast_front(
         )
     if precision not in PRECISIONS:
         raise UnknownName(f"there is no precision {precision!r}. {suggest(precision, map(repr, PRECISIONS))}")
-    with evaluating(checked_network(net)):
+    with evaluating(checked_weights(net)):
         part = copy_of(front(net, layer) if layer else _whole(net)).eval().requires_grad_(False)
     if fold and isinstance(part, fx.GraphModule):
         _fold_batch_norm(part)

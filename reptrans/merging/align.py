@@ -10,8 +10,9 @@ from reptrans.merging.units import Units, permuted, reordered, run_nodes, unit_g
 from reptrans.randomness import generator_of
 from reptrans.similarity import Moments
 from reptrans.training import evaluating
-from reptrans.training.batches import checked_network
+from reptrans.training.batches import checked_weights
 
+#: What brings the units of one network into the order of another's, see `aligned`.
 ALIGNMENTS = ("none", "weights", "activations")
 
 _SWEEPS = 100
@@ -32,7 +33,7 @@ def aligned(a: nn.Module, b: nn.Module, images: Tensor, by: str = "weights", see
     not vary on the images correlate with nothing, and share out what is left.
     "none": a copy of `b` as it is.
     Raises as `unit_groups`; ShapeMismatch for two architectures; UnknownName.
-    Source: Ainsworth et al. 2023, section 3 ("weights": algorithm 1; "activations": also Li et al. 2015).
+    Source: Ainsworth et al. 2023, section 3 ("weights": algorithm 1; "activations": also Li et al. 2016).
     """
     choose(by, ALIGNMENTS, "there is no alignment by {}")
     check_same_architecture(a, b)
@@ -45,7 +46,7 @@ def aligned(a: nn.Module, b: nn.Module, images: Tensor, by: str = "weights", see
 
 def check_same_architecture(a: nn.Module, b: nn.Module) -> None:
     """Raise ShapeMismatch unless the state dicts of both networks have the same names and shapes."""
-    shapes = [{name: tuple(v.shape) for name, v in checked_network(net).state_dict().items()} for net in (a, b)]
+    shapes = [{name: tuple(v.shape) for name, v in checked_weights(net).state_dict().items()} for net in (a, b)]
     if shapes[0] == shapes[1]:
         return
     name = next(name for name in {**shapes[0], **shapes[1]} if shapes[0].get(name) != shapes[1].get(name))

@@ -15,7 +15,7 @@ from reptrans.layers.network import copy_of
 from reptrans.matching import affine, resized
 from reptrans.similarity import Moments, channel_blocks, compare
 from reptrans.training import Plan, evaluate, evaluating, fit
-from reptrans.training.batches import answers_of, checked_network
+from reptrans.training.batches import answers_of, checked_weights
 from reptrans.training.evaluation import device_of
 from reptrans.training.schedule import PRECISIONS
 
@@ -40,10 +40,12 @@ class Matching:
     connector: bool = False
 
 
-# Plain gradient descent on one image, as published: no momentum, 1,000 steps, the squared residual as it is.
+#: The `Matching` that was published: plain gradient descent on one image at a time, 1,000 epochs at 1e-5, squared
+#: residuals as they are.
 SOURCE = Matching(
     Plan(epochs=1000, lr=1e-5, momentum=0.0, nesterov=False, weight_decay=0.0, schedule="constant"), batch_size=1
 )
+#: The `Matching` that is used by default: Adam, 30 epochs from 1e-3 along a cosine, relative residuals.
 FAIR = Matching(Plan(epochs=30, optimiser="adam", lr=1e-3, weight_decay=0.0, schedule="cosine"), relative=True)
 
 
@@ -51,7 +53,7 @@ def match_models(
     student: nn.Module,
     teacher: nn.Module,
     images: Tensor,
-    on: str | Pairs = _OUTPUTS,
+    on: str | Pairs = "outputs",
     how: Matching = FAIR,
     *,
     held_out: Tensor | None = None,
@@ -76,7 +78,7 @@ def match_models(
     Source: the merging of two classifiers by the squared distance of their outputs (`SOURCE`). There the same image
     fits and judges; here held-out images judge as well.
     """
-    checked_network(student), checked_network(teacher)
+    checked_weights(student), checked_weights(teacher)
     # The precision of the student's weights; "bfloat16" stays where they are float32, which means mixed precision.
     dtype, wanted = next(student.parameters()).dtype, how.plan.precision
     plan = replace(how.plan, precision=next((p for p in (wanted, *PRECISIONS) if PRECISIONS[p] == dtype), wanted))

@@ -108,6 +108,7 @@ def barrier(rows: pd.DataFrame, value: str = "cross_entropy") -> float:
         accuracy:       max_t [(1 - t) A(0) + t A(1)] - A(t)
 
     over the shares t that the rows have. Range [0, ∞) and [0, 1]; 0 = no barrier, which the ends themselves give.
+    Raises UnknownName.
     Source: Entezari et al. 2022, equation 1; their figures also show the half-way point alone (Frankle et al. 2020).
     """
     choose(value, ["cross_entropy", "accuracy"], "there is no barrier in {}")

@@ -16,7 +16,7 @@ from reptrans.layers.network import copy_of, keeping_modes, watching
 from reptrans.merging.align import check_same_architecture
 from reptrans.similarity.moments import channel_blocks
 from reptrans.training import evaluating
-from reptrans.training.batches import batches, checked_network
+from reptrans.training.batches import batches, checked_weights
 from reptrans.training.evaluation import device_of, keeping_random_state, seed_generators
 
 _LINEAR = (nn.modules.conv._ConvNd, nn.Linear)
@@ -29,7 +29,7 @@ def reestimated(net: nn.Module, loader: Iterable) -> nn.Module:
     With batch norm this is what REPAIR amounts to (Jordan et al. 2023, section 4.4).
     Raises BadValue for a network without batch norm.
     """
-    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in checked_network(net).modules()):
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in checked_weights(net).modules()):
         raise BadValue(
             f"{type(net).__name__} has no batch norm whose statistics could be estimated again. For networks without "
             "it there is rescaled(merged, a, b, loader), which corrects weights and biases."
@@ -49,7 +49,7 @@ def rescaled(merged: nn.Module, a: nn.Module, b: nn.Module, loader: Iterable, sh
     on the loader's images. Layers are corrected in the order of the forward pass, each after those before it, by
     scaling its weight and moving its bias; a channel that is constant keeps its weight.
     Raises BadValue for batch norm (see `reestimated`), and for a layer whose weight and bias are not its own to change:
-    without bias, parametrized, shared with another, called several times; ShapeMismatch.
+    without bias, parametrized, shared with another, called several times; ShapeMismatch; BadData without images.
     Source: Jordan et al. 2023 (REPAIR), who put batch norms in for it and fold them into the weights.
     """
     for other in (a, b):

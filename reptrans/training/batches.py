@@ -68,12 +68,17 @@ def as_batch(batch: object, device: torch.device) -> object:
 
 
 def checked_network(net: nn.Module) -> nn.Module:
-    """`net`; BadValue where it is none, a name for instance, or where its weights have no values yet."""
-    if not isinstance(net, nn.Module):
-        return unwrap(net)
-    for name, weight in chain(net.named_parameters(), net.named_buffers()):
+    """`net`; BadValue where it is none, a name for instance."""
+    return net if isinstance(net, nn.Module) else unwrap(net)
+
+
+def checked_weights(net: nn.Module) -> nn.Module:
+    """`net`; BadValue where it is none, or where its weights have no values yet."""
+    for name, weight in chain(checked_network(net).named_parameters(), net.named_buffers()):
         if isinstance(weight, UninitializedTensorMixin):
-            raise BadValue(f"{name} of {type(net).__name__} takes its shape from the first images: call net(images) once.")
+            raise BadValue(
+                f"{name} of {type(net).__name__} takes its shape from the first images: call net(images) once."
+            )
         if weight.is_meta:
             raise BadValue(
                 f"{name} of {type(net).__name__} is on the device meta, where weights have shapes and no values. Give "

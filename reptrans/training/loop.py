@@ -19,7 +19,7 @@ from reptrans.data.loader import mixed, training_loader
 from reptrans.errors import BadValue, Diverged, ShapeMismatch, choose
 from reptrans.layers.network import keeping_modes
 from reptrans.progress import progress
-from reptrans.training.batches import answers_of, batches, checked_network
+from reptrans.training.batches import answers_of, batches, checked_weights
 from reptrans.training.evaluation import (
     accuracy,
     classification_loss,
@@ -73,10 +73,10 @@ def fit(
     refused for another plan, network, optimiser, order or content of the loader, and for other `facts`: plain data by
     which this objective is told from another, as its weights and temperatures, for `fit` cannot look into it. Of a
     DataLoader, the content of tensors, of their subsets and of lists is known.
-    `after_step(batch, optimiser) -> figures`: called after every step, for what else is learned from the same batch. An
-    objective may return a third value, which `after_step(batch, optimiser, value)` then gets.
-    It leaves the parameters alone.
-    `snapshots`: a folder for the weights, `<step>.safetensors`: the first, every `save_every` steps, and the last.
+    `after_step(batch, optimiser) -> figures`: called after every step, for what else is learned from the same batch. It
+    leaves the parameters alone. An objective may return a third value, which `after_step(batch, optimiser, value)` then
+    gets. `snapshots`: a folder for the weights, `<step>.safetensors`: the first, every `save_every` steps, and the
+    last.
     Rows: epoch (from 1), step (done so far), lr (of the last step; the first group's), each term and figure as its mean
     over the epoch's images as seen in training, and what `every_epoch(epoch)` gives.
     Raises BadValue, BadCheckpoint, CannotWrite, and Diverged for a term that is not finite: before that step is taken;
@@ -84,7 +84,7 @@ def fit(
     """
     import pandas as pd
 
-    modules = dict(modules) if isinstance(modules, dict) else {"": checked_network(modules)}
+    modules = dict(modules) if isinstance(modules, dict) else {"": checked_weights(modules)}
     groups = _groups(modules, parameters, plan)
     _refuse_contradictions(modules, groups, loader, plan, checkpoint, save_every, snapshots)
     optimiser = build_optimiser(plan, groups)
@@ -111,10 +111,11 @@ def train_classifier(
 
     `batch_seed` decides order and augmentation. An incomplete last batch is left out, unless it is the only one. Train
     columns are means over the epoch while the weights moved; test columns are in eval mode at its end. `saving`:
-    `checkpoint`, `save_every`, `snapshots`, `label` of `fit`.
+    `checkpoint`, `save_every`, `snapshots`, `label` of `fit`. Raises BadValue for what is no Dataset, and what `fit`
+    does.
     """
     device = pick_device(str(device))
-    checked_network(net).to(device)
+    checked_weights(net).to(device)
     if not hasattr(dataset, "train"):
         raise BadValue(
             f"the data are a {type(dataset).__name__}, and not a Dataset with a train and a test part: see "
@@ -139,7 +140,10 @@ def train_classifier(
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device `name`: "auto" is a GPU if there is one, else the CPU; "mps" is taken only when asked for."""
+    """The device `name`: "auto" is a GPU if there is one, else the CPU; "mps" is taken only when asked for.
+
+    Raises BadValue for one that is not there.
+    """
     there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     there += ["cuda"] * (len(there) > 1) + ["mps"] * torch.backends.mps.is_available()
     found = {"auto": "cuda" if "cuda" in there else "cpu"} | {device: device for device in there}
