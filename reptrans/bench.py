@@ -47,7 +47,7 @@ class Effect:
 
 
 def effect(differences: Iterable[float], level: float = LEVEL) -> Effect:
-    """The mean of paired differences with Student's interval, mean ± t(n - 1) * sd / sqrt(n).
+    """The mean of paired differences with Student's interval, mean ± t(n - 1) * sd / sqrt(n), at 95 % by default.
 
     Where all n differences are equal the sd says nothing, and p is the sign test's, 2 ** (1 - n).
     Raises BadData for no difference, or one that is not finite.
@@ -96,7 +96,8 @@ def verdicts(
     gain; where its interval is not above 0, or there are fewer than two seeds, the verdicts are empty and the note
     says why. Columns: method, over, gain, low, high, n, better (seeds), p (Holm over the rows), published, verdict.
     Verdicts, in this order: "contradicted", the interval lies below half of what is published; "held", above 0;
-    "contradicted", below 0 (these three need a corrected p below 5 %); "small", inside ± `small`; "not decided".
+    "contradicted", below 0 (these three need a corrected p below 5 %); "small", inside ± `small` (0.005, half a point
+    of accuracy); "not decided".
     Raises UnknownName for a column that is not there; BadData for scores that are missing.
     """
     import pandas as pd
@@ -179,7 +180,7 @@ def read_factors(text: str, known: Collection[str]) -> dict[str, float]:
 
 
 def number(text: str) -> float:
-    """The number that a text is; BadValue for another text."""
+    """The number that `text` spells; BadValue where it spells none."""
     try:
         return float(text)
     except ValueError:

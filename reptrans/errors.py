@@ -1,4 +1,4 @@
-"""What can go wrong at the public door.
+"""Errors that users may meet.
 
 Every message states the fact, the value received, the values possible and the next step. Each class also derives
 from the built-in error that a Python programmer would expect to catch.

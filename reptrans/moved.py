@@ -13,7 +13,7 @@ _FILES = {
 
 
 def moved(package: str, name: str) -> object:
-    """The experiment's name that `package` had; AttributeError for any other."""
+    """What was called `package`.`name` before it went to `reptrans.experiments`; AttributeError for any other name."""
     for file in () if name.startswith("_") else _FILES[package]:
         found = vars(import_module(f"reptrans.experiments.{file}")).get(name)
         if getattr(found, "__module__", "") == f"reptrans.experiments.{file}":

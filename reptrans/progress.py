@@ -1,4 +1,4 @@
-"""Progress bars only where somebody watches: in a stored notebook or a log they would be noise. And an end in time."""
+"""Progress bars only where somebody watches: in a stored notebook or a log they would be noise; and a time limit."""
 
 import os
 import sys

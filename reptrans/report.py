@@ -79,8 +79,8 @@ def write_page(
     rows: dict[str, pd.DataFrame],
     figures: dict[str, Figure],
 ) -> None:
-    """The same as one page that needs no other file: what was read, a line a paragraph, then figures, and tables and
-    facts to be opened."""
+    """What `write_report` writes, as one HTML page that needs no other file: what was read, a line a paragraph, then
+    figures, and tables and facts to be opened."""
     parts = [f"<p>{escape(line)}</p>" for line in reading.splitlines() if line.strip()]
     for name, figure in figures.items():
         caption = escape(name.replace("_", " "))

@@ -22,7 +22,9 @@ def stitch(
     """(stitched network, its scores): the front of one network, a stitch at `layer`, the end of the other.
 
         network, scores = stitch(a, b, "bn3", dataset)
-        network, scores = stitch(a, b, ("layer2", "bn3"), dataset, epochs=5, direct="procrustes,least squares")
+        network, scores = stitch(
+            a, b, ("layer2", "bn3"), dataset, epochs=5, direct="procrustes,least squares"
+        )
 
     `layer`: of both, or (front layer, end layer). The stitch is solved by least squares on the training images, and
     with `epochs` above 0 then trained on the task's loss. `settings`: those of `StitchingSettings`. Scores are on the

@@ -8,7 +8,8 @@ from readme_table import split
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULE = ROOT / "reptrans"
-PAGE, PICTURE = ROOT / "book" / "architecture.md", ROOT / "book" / "_static" / "floors.svg"
+PAGE = ROOT / "book" / "architecture.md"
+PICTURES = {dark: ROOT / "book" / "_static" / f"floors{'-dark' * dark}.svg" for dark in (False, True)}
 BEGIN, END = "<!-- floors:begin -->", "<!-- floors:end -->"
 
 # A file or folder of reptrans/ may import those of the lines above its own, never its neighbours. What two
@@ -89,15 +90,16 @@ def described() -> str:
     return "\n".join(rows)
 
 
-def drawn() -> str:
+def drawn(dark: bool = False) -> str:
     """The floors as an SVG: a box for each part, a line to each part of a lower floor that no other leads to.
 
-    What lies on the ground is used everywhere, so no lines lead there.
+    What lies on the ground is used everywhere, so no lines lead there; it has two rows, to be no wider than the rest.
     """
     known, places, lines = arrows(), {}, []
     ground = [*(unit for line in LEVELS[:3] for unit in line.split()), "figures"]
     floors = [[u for u in line.split() if not u.startswith("__") and u not in ground] for line in LEVELS[3:]]
-    floors = [*[units for units in floors if units][::-1], ground]
+    half = len(ground) // 2
+    floors = [*[units for units in floors if units][::-1], ground[half:], ground[:half]]
     for row, units in enumerate(floors):
         for column, unit in enumerate(units):
             places[unit] = (450 + (column - (len(units) - 1) / 2) * 112, 30 + row * 64)
@@ -113,10 +115,10 @@ def drawn() -> str:
         f'<text x="{x:.0f}" y="{y + 5}">{escape(unit)}</text>'
         for unit, (x, y) in places.items()
     ]
-    style = (
-        "path{fill:none;stroke:#7a869a;stroke-width:1.2}rect{fill:#eaf1fb;stroke:#2f5d9b}rect.ground{fill:#f2f2f2;"
-        "stroke:#8a8a8a}text{font:14px sans-serif;text-anchor:middle;fill:#14304f}"
-        "@media (prefers-color-scheme:dark){rect{fill:#1d3557;stroke:#8fb4e3}rect.ground{fill:#333}text{fill:#eaf1fb}}"
+    style = "path{fill:none;stroke:#7a869a;stroke-width:1.2}text{font:14px sans-serif;text-anchor:middle}" + (
+        "rect{fill:#1d3557;stroke:#8fb4e3}rect.ground{fill:#333;stroke:#8a8a8a}text{fill:#eaf1fb}"
+        if dark
+        else "rect{fill:#eaf1fb;stroke:#2f5d9b}rect.ground{fill:#f2f2f2;stroke:#8a8a8a}text{fill:#14304f}"
     )
     height = 64 * len(floors)
     return (
@@ -133,4 +135,5 @@ def _reached(unit: str, known: dict[str, set[str]]) -> set[str]:
 if __name__ == "__main__":
     before, _, after = split(PAGE.read_text("utf-8"), BEGIN, END)
     PAGE.write_text(before + described() + after, "utf-8")
-    PICTURE.write_text(drawn(), "utf-8")
+    for dark, picture in PICTURES.items():
+        picture.write_text(drawn(dark), "utf-8")

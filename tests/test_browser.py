@@ -149,7 +149,7 @@ def test_claims_are_filtered_by_verdict_and_subject(claims):
     assert 0 < claims.locator(".claim:visible").count() < everything
     assert set(claims.locator(".claim:visible .verdict").all_inner_texts()) == {"held"}
     claims.get_by_label("Subject").select_option("Merging")
-    assert claims.locator(".claim:visible").count() == claims.locator("#merging .claim.held").count() > 0
+    assert claims.locator(".claim:visible").count() == claims.locator("#merging .claim.verdict-held").count() > 0
     assert claims.locator("section h2:visible").all_inner_texts()[0].startswith("Merging")
     claims.get_by_label("Verdict").select_option("all")
     claims.get_by_label("Subject").select_option("all")

@@ -104,21 +104,26 @@ def svg(height: int, *pieces: str) -> str:
     return f'<svg width="{WIDTH}" height="{height}" aria-hidden="true">{"".join(pieces)}</svg>'
 
 
+def tip(axis: Axis, value: float, y: float) -> str:
+    """At the end of the axis, the outline of a tip that points beyond it."""
+    length = 6 if value > axis.high else -6
+    return f"M{axis.at(value)} {y - 5}l{length} 5l{-length} 5"
+
+
 def dot(axis: Axis, value: float, y: float) -> str:
-    """A dot, or at the end of the axis a tip that points beyond it."""
-    x = axis.at(value)
+    """A dot, or a tip if the value lies beyond the axis."""
     if axis.holds(value):
-        return f'<circle cx="{x}" cy="{y}" r="4"/>'
-    tip = 6 if value > axis.high else -6
-    return f'<path d="M{x} {y - 5}l{tip} 5l{-tip} 5z"/>'
+        return f'<circle cx="{axis.at(value)}" cy="{y}" r="4"/>'
+    return f'<path d="{tip(axis, value, y)}z"/>'
 
 
 def drawn(axis: Axis, effect: dict[str, float], y: float) -> str:
     """An interval or a spread, the value, and a diamond where a gain is published."""
     value, sd = effect["value"], effect.get("sd", 0)
     kind = "spread" if "sd" in effect else "interval"
-    ends = axis.at(effect.get("low", value - sd)), axis.at(effect.get("high", value + sd))
-    line = f'<line class="{kind}" x1="{ends[0]}" x2="{ends[1]}" y1="{y}" y2="{y}"/>'
+    ends = effect.get("low", value - sd), effect.get("high", value + sd)
+    line = f'<line class="{kind}" x1="{axis.at(ends[0])}" x2="{axis.at(ends[1])}" y1="{y}" y2="{y}"/>'
+    line += "".join(f'<path d="{tip(axis, end, y)}"/>' for end in ends if not axis.holds(end))
     diamond = f'<path class="published" d="M{axis.at(effect.get("published", 0))} {y - 5}l5 5l-5 5l-5 -5z"/>'
     return (diamond if "published" in effect else "") + line + dot(axis, value, y)
 
@@ -155,7 +160,7 @@ def shown(row: Claim, axes: dict[str, Axis]) -> str:
     )
     runs = " · ".join(f"[{label}]({target})" for label, target in row.runs.items())
     numbers = "\n".join(f"- {text}" for texts in row.measured.values() for text in texts)
-    kind, fold = row.verdict.replace(" ", "-"), "" if strips else " open"
+    kind, fold = f"verdict-{row.verdict.replace(' ', '-')}", "" if strips else " open"
     return f"""<div class="claim {kind}" data-verdict="{row.verdict}">
 
 (claim-{row.id})=

@@ -1,4 +1,6 @@
-"""A diagram of book/diagrams is shown with its dark twin, of which the theme hides the one that does not fit."""
+"""A diagram NAME.svg that has a dark twin NAME-dark.svg is shown with it; the theme hides the one that does not fit."""
+
+from pathlib import Path
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -13,9 +15,10 @@ class DarkTwins(SphinxTransform):
     def apply(self) -> None:
         for image in list(self.document.findall(nodes.image)):
             light = image["uri"]
-            if "diagrams/" in light and light.endswith(".svg"):
+            twin = light.removesuffix(".svg") + "-dark.svg"
+            if light.endswith(".svg") and Path(self.env.relfn2path(twin)[1]).is_file():
                 dark = image.deepcopy()
-                dark["uri"] = light.removesuffix(".svg") + "-dark.svg"
+                dark["uri"] = twin
                 image["classes"] += ["diagram", "only-light"]
                 dark["classes"] += ["diagram", "only-dark"]
                 image.parent.insert(image.parent.index(image) + 1, dark)

@@ -13,7 +13,7 @@ from reptrans.distillation import Method, Pair
 from reptrans.matching import Learned, Match, label
 
 WIDTH = 480
-TEACHER, STUDENT, LABELS = (92, 104), (352, 64), (442, 62)  # centre and width of each column
+TEACHER, STUDENT, LABELS = (92, 104), (346, 84), (446, 62)  # centre and width of each column
 GRADIENTS = "grad:"
 DETECTOR = ("image", "backbone", "proposals", "class scores", "box offsets")
 
@@ -43,7 +43,7 @@ class Drawing:
     """Shapes that are drawn one after the other, below `rows` of blocks in two columns."""
 
     def __init__(self, rows: tuple[str, ...], rectified: tuple[str, ...] = (), teachers: int = 1):
-        self.shapes, self.y, self.rectified, top = [], {}, rectified, 34
+        self.shapes, self.y, self.rectified, self.clear, top = [], {}, rectified, 20, 34
         for row in rows:
             height = 40 if row in rectified else 26
             self.y[row] = (top, height)
@@ -90,16 +90,19 @@ class Drawing:
     def compared(
         self, a: tuple[float, float], b: tuple[float, float], text: str = "", stages: str = "", learned: str = ""
     ) -> None:
-        """A dashed line from the teacher's point to the student's; `learned` has "t", "s" for connectors there."""
+        """A dashed line from the teacher's point to the student's; `learned` has "t", "s" for connectors there, `clear`
+        of the blocks and their brackets."""
         (x1, y1), (x2, y2) = a, b
         self.path(f"M{x1} {y1} L{x2} {y2}", "compared")
-        for side, x in (("t", x1 + 20), ("s", x2 - 20)):
+        inner = TEACHER[0] + TEACHER[1] / 2, STUDENT[0] - STUDENT[1] / 2
+        for side, x in (("t", inner[0] + self.clear), ("s", inner[1] - self.clear)):
             if side in learned:
                 y = y1 + (y2 - y1) * (x - x1) / (x2 - x1)
                 self.shapes.append(("rect", "connector", x - 7, y - 7, 14, 14))
         middle = (x1 + x2) / 2, (y1 + y2) / 2
         if text:
-            self.text(middle[0], middle[1] - abs(y2 - y1) / 4 - (19 if stages else 13), text, "distance")
+            above = 19 if stages or learned else 13
+            self.text(middle[0], middle[1] - abs(y2 - y1) / 4 - above, text, "distance")
         if stages:
             self.number(*middle, stages)
 
@@ -156,6 +159,8 @@ def of_taps(method: Method, pair: Pair) -> Diagram:
     places, told, many = _places(pair), set(), len(method.stages) > 1
     between = [(n, match) for n, match, train in matches if train != "connectors"]
     keys = sorted(dict.fromkeys(_taps(match) for _, match in between), key=lambda key: -key[2])
+    if any(len({tap for tap in taps if tap != "labels"}) > 1 for t, s, _ in keys for taps in (t, s)):
+        d.clear = 38
     for k, key in enumerate(keys):
         same = [(n, match) for n, match in between if _taps(match) == key]
         t, s, who = key
@@ -163,7 +168,7 @@ def of_taps(method: Method, pair: Pair) -> Diagram:
         b = d.joined([d.point(*places(tap, STUDENT)) for tap in s if tap != "labels"], -12 - 5 * (k % 3))
         text = " + ".join(dict.fromkeys(label(match.distance) for _, match in same))
         numbers = ", ".join(dict.fromkeys(str(n) for n, _ in same)) * many
-        d.compared(_up(a, 9 * who), _up(b, 9 * who), text * (text not in told), numbers, _learned(same[0][1]))
+        d.compared(_up(a, 15 * who), _up(b, 15 * who), text * (text not in told), numbers, _learned(same[0][1]))
         told.add(text)
     for n, match, train in matches:
         if train == "connectors":
@@ -239,10 +244,11 @@ def fd_gan() -> Diagram:
         "drawn image": ("image", 330, 130), "identity?": ("teacher", 430, 105), "pose?": ("teacher", 430, 155),
     }  # fmt: skip
     for text, (kind, x, y) in boxes.items():
-        d.shapes.append(("rect", kind, x - 42, y - 15, 84, 30))
-        d.text(x, y, text, "block", 84)
+        width = 110 if text == "same person?" else 84
+        d.shapes.append(("rect", kind, x - width / 2, y - 15, width, 30))
+        d.text(x, y, text, "block", width)
     ways = (
-        (92, 60, 96, 60), (182, 60, 186, 60), (272, 60, 346, 60), (230, 75, 230, 113), (182, 130, 186, 130),
+        (92, 60, 96, 60), (182, 60, 186, 60), (272, 60, 333, 60), (230, 75, 230, 113), (182, 130, 186, 130),
         (272, 130, 286, 130), (372, 122, 386, 110), (372, 138, 386, 150),
     )  # fmt: skip
     for x1, y1, x2, y2 in ways:
@@ -256,11 +262,15 @@ BY_HAND = {"imitation": imitation, "efficient": efficient, "fd_gan": fd_gan}
 
 def as_svg(shapes: list[tuple], alt: str, height: float, words: dict[str, str]) -> str:
     """The figure as HTML, its texts by way of `words`."""
-    tip = '<marker id="survey-tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+    tips = "".join(
+        f'<marker id="survey-{name}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
+        'orient="auto"><path d="M0 0 L8 4 L0 8 z"/></marker>'
+        for name in ("tip", "back")
+    )
     parts = [_shape(shape, words) for shape in shapes]
     return (
         f'<figure class="survey-figure"><svg viewBox="0 0 {WIDTH} {height:g}" role="img" '
-        f'aria-label="{escape(words.get(alt, alt))}"><defs>{tip}<path d="M0 0 L8 4 L0 8 z"/></marker></defs>'
+        f'aria-label="{escape(words.get(alt, alt))}"><defs>{tips}</defs>'
         f"{''.join(parts)}</svg></figure>\n"
     )
 

@@ -71,15 +71,19 @@ def preview(app: Sphinx, page: str, title: str, doctree: nodes.document | None) 
     return "\n".join([f'<meta name="description" content="{escape(text)}" />', *tags])
 
 
-# The licence, and what two links say.
-FOOTERS = {"en": ("{} licence", "How to cite", "Changes"), "es": ("licencia {}", "Cómo citar", "Cambios")}
+# What is said of a version without a date, the licence, and what two links say.
+FOOTERS = {
+    "en": ("unreleased", "{} licence", "How to cite", "Changes"),
+    "es": ("sin publicar", "licencia {}", "Cómo citar", "Cambios"),
+}
 
 
 def footer(cited: dict, intro: str, changes: str, language: str = "en") -> str:
-    licence, cite, changed = FOOTERS[language]
-    released = format_date(date.fromisoformat(cited["date-released"]), "long", {"en": "en_GB"}.get(language, language))
+    when, licence, cite, changed = FOOTERS[language]
+    if released := cited.get("date-released"):
+        when = format_date(date.fromisoformat(released), "long", {"en": "en_GB"}.get(language, language))
     return (
-        f"reptrans {cited['version']}, {released} · {licence.format(cited['license'])} · "
+        f"reptrans {cited['version']}, {when} · {licence.format(cited['license'])} · "
         f'<a href="{intro.rstrip("#")}#citing">{cite}</a> · <a href="{changes}">{changed}</a>'
     )
 

@@ -94,9 +94,10 @@ class Dataset:
         return {name: part for name, part in parts.items() if part is not None}
 
     def with_validation(self, holdout: float, seed: int = 0) -> "Dataset":
-        """The same with `holdout` training images of every class, or that share of them, moved to `validation`.
+        """This data set with `holdout` training images of every class, or that share of them, moved to `validation`.
 
-        They are drawn by `seed`; statistics stay as they are. Raises BadValue, see `split.held_out`.
+        `holdout`: a whole number from 1, or a share in (0, 1), rounded; of yes-or-no labels it is of all images. They
+        are drawn by `seed`; statistics stay as they are. Raises BadValue where none, or all, of a class would go.
         """
         if self.validation is not None:
             raise BadValue(f"{self.name} has {len(self.validation)} images set aside for validation already.")

@@ -36,21 +36,26 @@ def load_dataset(
     channels: int | None = None,
     **text,
 ) -> Dataset | TextDataset:
-    """A data set by name, "folder:PATH" or a Path for folders of images (see `load_folder`), as train and test split.
+    """A data set by name, "folder:PATH" or a Path for folders of images, as train and test split.
 
     "shapes" are drawn when asked for, without files or downloads: shapes in colour on backgrounds, whose shape, colour,
-    texture and background are known and independent. "shapes:colour" makes the colour the label;
-    "shapes:shape:difficulty=2:shortcut=colour@0.9" sets options, all named in `reptrans.data.shapes`.
-    "text:PATH" is a file of text, one example a line, of which a TextDataset is made; `tokenizer` and `length` are for
-    it alone (see `load_text`).
+    texture and background are known and independent. "shapes:colour" makes the colour the label, "shapes:shape+texture"
+    the pairs of both; "shapes:shape:difficulty=2:shortcut=colour@0.9" sets options, in any order: difficulty from 0 to
+    5, by default 1; images, 4,000 to train on; seed, 0; shortcut=FACTOR@SHARE, the share of training images in which
+    the factor follows the label.
+    A folder holds train and test with a folder for each class, or class folders alone, of which a fifth is the test
+    split, drawn by `split_seed`; so is it of a text.
+    "text:PATH" is a UTF-8 file with an example in each line, and after a tab its class; it makes a TextDataset. For it
+    alone: `tokenizer`, a tokenizer.json or its folder, None for the bytes; `length`, 512, where lines are cut, in
+    tokens.
     Arguments: `root`, where torchvision's files lie or are downloaded to, by default `data_root()`; a relative PATH is
-    looked for in the working directory, then in `root`. `image_size` in pixels: the shorter side is resized
-    (bilinear, antialiased), the centre is cropped; None keeps the images' own size. `limit`: so many training images
-    of every class (of CelebA: in all), the first ones or, with `limit_seed`, a random choice; the test split stays
-    whole. `split_seed`: for a folder without test images. `normalise`: the name of the set whose mean and std are
-    used; by default its own, which of folders, shapes, svhn, stl10 and celeba are measured on the training split
-    (on 10,000 evenly spaced images; on 500 if they are streamed). `channels`: 3 repeats grey images three times, for
-    networks made for colour; 1 averages the colours; None or 0 leaves them as they are. The statistics follow.
+    looked for in the working directory, then in `root`. `image_size` in pixels: the shorter side is resized (bilinear,
+    antialiased), the centre is cropped; None keeps the images' own size. `limit`: so many training images of every
+    class (of CelebA: in all), the first ones or, with `limit_seed`, a random choice; the test split stays whole.
+    `normalise`: the name of the set whose mean and std are used; by default its own, which of folders, shapes, svhn,
+    stl10 and celeba are measured on the training split (on 10,000 evenly spaced images; on 500 if they are streamed).
+    `channels`: 3 repeats grey images three times, for networks made for colour; 1 averages the colours; None or 0
+    leaves them as they are. The statistics follow.
     A folder's data set is named after the folder. Resized images of torchvision's sets are held in memory.
     Raises UnknownName, BadValue, BadData, ShapeMismatch (statistics for other channels), and NotAvailable.
     """

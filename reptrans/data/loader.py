@@ -181,7 +181,7 @@ class Loader:
         return other
 
     def plain(self) -> "Loader":
-        """The same without shuffling, augmentation and dropped images: `index` ascends from 0 to the last."""
+        """This loader without shuffling, augmentation and dropped images: `index` ascends from 0 to the last."""
         return self.over(self.split, shuffle=False, augment="none", drop_last=False)
 
     def order(self, epoch: int) -> Tensor:

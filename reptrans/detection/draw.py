@@ -59,7 +59,7 @@ def _cells(ax: Axes, mask: Tensor, image: Tensor) -> None:
     down, across = height / rows / 2, width / columns / 2
     where = np.ma.masked_where(~mask.numpy(), np.ones(mask.shape))
     extent = (-across - 0.5, width - across - 0.5, height - down - 0.5, -down - 0.5)
-    ax.imshow(where, cmap="Oranges", alpha=0.5, vmin=0, vmax=1.5, extent=extent)
+    ax.imshow(where, cmap="cool", alpha=0.5, vmin=1, vmax=2, extent=extent)
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 
@@ -77,4 +77,5 @@ def _boxes(ax: Axes, boxes: Tensor, colour: str, labels: list[str] | None = None
     for number, (x, y, right, bottom) in enumerate(boxes.tolist()):
         ax.add_patch(Rectangle((x - 0.5, y - 0.5), right - x, bottom - y, fill=False, color=colour, linewidth=1.5))
         if labels:
-            ax.text(x, y - 1, labels[number], color=colour, fontsize=8)
+            dark = {"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "pad": 1}
+            ax.text(x + 1, y + 1, labels[number], color=colour, fontsize=10, va="top", clip_on=True, bbox=dark)

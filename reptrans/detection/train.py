@@ -69,8 +69,9 @@ def train_detector(
 ) -> pd.DataFrame:  # fmt: skip
     """Train `student` in place, moved to where the loader's images are; one row per epoch, as `fit` gives them.
 
-    Terms: rpn_class, rpn_box, box_class, box_box over sampled anchors and proposals; imitation or hint beside them,
-    with its weight. `test`: its average precision at IoU 0.5, column ap50, every `look_every` epochs and at the end.
+    `method`: by default PLAIN, of METHODS in `reptrans.detection.train`, which needs no teacher. Terms: rpn_class,
+    rpn_box, box_class, box_box over sampled anchors and proposals; imitation or hint beside them, with its weight.
+    `test`: its average precision at IoU 0.5, column ap50, every `look_every` epochs and at the end.
     The teacher stays in eval mode and gets no gradients. `seed` is that of the connectors; `checkpoint` as in `fit`.
     Raises BadValue without a teacher where the method needs one, BadValue or ShapeMismatch for one that does not fit.
     """

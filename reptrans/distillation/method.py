@@ -56,7 +56,7 @@ class Stage:
 
     @property
     def teacher_taps(self) -> dict[int, list[str]]:
-        """By teacher."""
+        """The taps of the teachers that its matches look at, by the teacher's place."""
         return {
             who: sorted({tap for match in self.matches if match.who == who for tap in match.teacher_taps})
             for who in dict.fromkeys(match.who for match in self.matches)
@@ -134,12 +134,12 @@ class Pair:
 
     @property
     def before(self) -> list[tuple[str, str]]:
-        """The same before the ReLUs that end the groups."""
+        """(teacher tap, student tap) of what the ReLUs that end the groups get, as in `groups`."""
         return _from_the_end(self.of_teacher.before, self.of_student.before)
 
     @property
     def starts(self) -> list[tuple[str, str]]:
-        """The same of the first activations in the groups."""
+        """(teacher tap, student tap) of the first activations in the groups, as in `groups`."""
         return _from_the_end(self.of_teacher.starts, self.of_student.starts)
 
     @property

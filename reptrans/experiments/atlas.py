@@ -37,11 +37,11 @@ class AtlasRun(LayersCompared):
     """Pairs of networks A and B, the layers, and what is asked of each of them.
 
     Networks, data, `layers`, `measures`, `fold`, `images`, `epochs` as in LayersCompared, but for `measures` of "",
-    which are WINNERS; `limit` also bounds the images that stitches are fitted on. `test_images`: evenly spaced ones
-    that accuracies are of; 0 takes all. `student`, from `labelled` images of each class and for `student_epochs`: by
-    `method` (with `options`, as in DistillationRun, its published weights times `factor`) from one layer of A to the
-    last of `student_layers`, and by L2T-ww from all layers of A to all of these. `pictures`: evenly spaced test images,
-    recovered from A's layers in `steps` steps.
+    which are five that win elsewhere; `limit` also bounds the images that stitches are fitted on. `test_images`: evenly
+    spaced ones that accuracies are of; 0 takes all. `student`, from `labelled` images of each class and for
+    `student_epochs`: by `method` (with `options`, as in DistillationRun, its published weights times `factor`) from one
+    layer of A to the last of `student_layers`, and by L2T-ww from all layers of A to all of these. `pictures`: evenly
+    spaced test images, recovered from A's layers in `steps` steps.
     """
 
     image_size: int = Field(0, ge=0)
@@ -74,11 +74,11 @@ class AtlasRun(LayersCompared):
         return name
 
     def stitching(self, layer: str) -> StitchingRun:
-        """The same pairs, to be stitched at `layer`; see `LayersCompared.stitching`."""
+        """These pairs of networks, to be stitched at `layer`; see `LayersCompared.stitching`."""
         return self._as(LayersCompared, LayersCompared.model_fields).stitching(layer)
 
     def turned(self) -> "AtlasRun":
-        """The same pairs with B in front of A."""
+        """These pairs of networks with B in front of A."""
         return self.model_copy(update={
             "front_model": self.end_model, "front_checkpoint": self.end_checkpoint,
             "end_model": self.front_model, "end_checkpoint": self.front_checkpoint,

@@ -270,12 +270,13 @@ def _of_one(name: str, rows: pd.DataFrame) -> Iterator[tuple]:
     t = rows.groupby("layer", sort=False)["triviality"].mean()
     yield "depth removes copying", name, f"T from {t.iloc[0]:.2f} to {t.iloc[-1]:.2f}", t.iloc[-1] < t.iloc[0] - 0.1
     passed = ((last["m_g_over_m_r"] < 1) & (last["correlation"] < RECOGNISABLE)).mean()
-    yield "at the deepest layer m_g < m_r, yet the picture is wrong", name, f"{passed:.0%} of the rows", passed > 0.5
+    told = f"{100 * passed:.0f} % of the searches"
+    yield "at the deepest layer m_g < m_r, yet the picture is wrong", name, told, passed > 0.5
     d, spread = last["relative_error"].mean(), last["spread"].mean()
     lost = d < SMALL and spread > LARGE
     yield "the deepest layer is not unique", name, f"D {d:.2f}, spread {spread:.2f}", lost
     rising = (rows["mse_over_least"] > 1.1).mean()
-    yield "m_i rises at the end of the descent", name, f"{rising:.0%} of the rows", rising > 0.5
+    yield "m_i rises at the end of the descent", name, f"{100 * rising:.0f} % of the searches", rising > 0.5
 
 
 def _of_training(trained: pd.DataFrame, other: pd.DataFrame, name: str) -> Iterator[tuple]:

@@ -33,7 +33,8 @@ class ChanceRun(TrainingParameters):
 
     Noise: maps of `side` x `side` layers of `examples` rows, one side of f features and the other of 2 f, for each f of
     `features`; `repeats` of them, each with a null of `noise_orders`. Networks: `models`, four names, in the order
-    of SIZES, `seeds` of each; seen by `images` test images, at `layers` evenly spaced layers, with a null of `orders`.
+    shallow and deep, each narrow and wide, `seeds` of each; seen by `images` test images, at `layers` evenly spaced
+    layers, with a null of `orders`.
     """
 
     dtype: Exact = "auto"
@@ -77,8 +78,8 @@ def kind_of(measure: str) -> str:
 def false_alarms(p: ChanceRun, keep: Keep) -> pd.DataFrame:
     """How often noise that shares nothing is beyond chance: rows of measure, features, d / n, alone, searched.
 
-    "alone": the share of pairs of layers with p of at most LEVEL; "searched": the share of maps with any pair beyond
-    chance at that level for the whole map. Both are to be LEVEL. NaN where the measure refuses so many features.
+    "alone": the share of pairs of layers with p of at most 0.05; "searched": the share of maps with any pair beyond
+    chance at that level for the whole map. Both are to be 0.05. NaN where the measure refuses so many features.
     `keep(name)` gives a path: every finished line is stored there, and an interrupted run goes on.
     """
     asked = [(measure, f) for measure in p.chosen for f in map(int, names(p.features))]
@@ -168,7 +169,7 @@ def with_size(rows: pd.DataFrame) -> pd.DataFrame:
 
 def drawn(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of `with_size` that one figure can show: all, but for values without an end, which would set its scale;
-    of more than MANY measures what is beyond chance alone."""
+    of more than 8 measures what is beyond chance alone."""
     many = table["measure"].nunique() > MANY
     ends = table["measure"].map(lambda name: max(map(abs, MEASURES[name].range)))
     return table[(table["value"] == "beyond chance") | (~np.isinf(ends) & (not many))]

@@ -44,8 +44,8 @@ class ClassifierRun(Trained, DatasetParameters):
 def train_networks(p: ClassifierRun, dataset: Dataset, run) -> pd.DataFrame:
     """Train one network for each init seed in the run's folder; rows by epoch, with init_seed and batch_seed.
 
-    `run` gives the folder: snapshots go to `<folder>/<model>-seed<i>/<step>.safetensors`, checkpoints to
-    `run.checkpoint(name)`, from which an interrupted training goes on.
+    `run`: a `Run`, which gives the folder: snapshots go to `<folder>/<model>-seed<i>/<step>.safetensors`, checkpoints
+    to `run.checkpoint(name)`, from which an interrupted training goes on.
     """
     tables = []
     for seed in progress([int(seed) for seed in names(p.init_seeds)], "networks"):

@@ -75,10 +75,11 @@ PUBLISHED = {"knn_jaccard": 7, "distance_correlation": 8, "procrustes_angular": 
 class GroundedRun(TrainingParameters):
     """Which tests, on which networks, for which measures.
 
-    `tests`: some of TESTS, or all. Groups: `noise_levels`, shares of training labels drawn at random; `cues`, shares of
-    training images of `shapes` whose `cue` tells the label; `augmentations`, each as `train_augment`. The first of each
-    is what the other tests are made on. `models`: each by itself; groups hold `seeds` networks. `contestants`: some of
-    STRUCTURAL and FUNCTIONAL, or all; "" takes twenty usual ones. `layer`: where groups are compared and stitched; ""
+    `tests`: some of noise, cues, augmentation, layers, seeds and answers, or all. Groups: `noise_levels`, shares of
+    training labels drawn at random; `cues`, shares of training images of `shapes` whose `cue` tells the label;
+    `augmentations`, each as `train_augment`. The first of each is what the other tests are made on. `models`: each by
+    itself; groups hold `seeds` networks. `contestants`: some of `MEASURES`, of these with other options ("cknna, 50"),
+    of stitches and of answers, or all; "" takes twenty usual ones. `layer`: where groups are compared and stitched; ""
     is the last before the classifier's average. `layers`: of the tests of layers, at most so many, evenly spaced.
     `images`: test images.
     """
@@ -177,7 +178,8 @@ def kind_of(contestant: str) -> str:
 
 
 def beside_published(rows: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """Spearman correlation of the mean ranks here with PUBLISHED, and its 95 % bootstrap interval over the measures."""
+    """Spearman correlation of the mean ranks here with the median ranks that ReSi published for ten measures, and its
+    95 % bootstrap interval over these: (rho, low, high)."""
     known = set(PUBLISHED) & set(rows["contestant"])
     if len(known) < 4:
         raise BadValue(f"{len(known)} of the contestants have a published rank; a correlation needs four.")

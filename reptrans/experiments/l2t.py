@@ -149,7 +149,8 @@ def tasks(p: L2TRun) -> tuple[Dataset, Dataset]:
 
 
 def drawn(p: L2TRun, dataset: Dataset, seed: int) -> Dataset:
-    """The same with `limit` training images of each class, drawn by `seed`; BadValue where a class has fewer."""
+    """The data set with `limit` training images of each class alone, drawn by `seed`; BadValue where a class has
+    fewer."""
     return replace(dataset, train=dataset.train.limit(p.limit, seed, dataset.classes)) if p.limit else dataset
 
 

@@ -14,7 +14,8 @@ def rank_correlations(
 
     Values are ranked within each seed (ties share their mean rank; distances change sign), and for layers l of seeds s
 
-        C_xy = sum_s v_s [sum_l w_l x_sl y_sl - (sum_l w_l x_sl)(sum_l w_l y_sl)],   r_xy = C_xy / sqrt(C_xx C_yy)
+        C_xy = sum_s v_s [sum_l w_l x_sl y_sl - (sum_l w_l x_sl)(sum_l w_l y_sl)],
+        r_xy = C_xy / sqrt(C_xx C_yy)
 
     with equal weights v and w is `rho`: with one seed Spearman's, without ties the mean of the seeds'. `given="depth"`:
     the partial correlation, see `partial_correlation`, with the layer's place in the network held fixed. `least` and
@@ -22,7 +23,8 @@ def rank_correlations(
     `low`, `high`: an interval for new layers *and* new seeds. In each replicate all v and all w are drawn anew,
     flat Dirichlet, each layer with the same w in all seeds; the standard deviation d of the replicates' artanh r gives
 
-        artanh rho ± q d sqrt((n + 1) / (n - 1)),    q of Student's t with n - 2 (given depth, n - 3) degrees of freedom
+        artanh rho ± q d sqrt((n + 1) / (n - 1)),
+        q of Student's t with n - 2 (given depth, n - 3) degrees of freedom
 
     for n layers: the root undoes the smaller variance of Dirichlet weights. NaN where rho is 1 or -1, which no weights
     change, and where rho is NaN. One seed says nothing about others. Intervals are not corrected for their number. In

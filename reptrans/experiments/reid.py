@@ -112,7 +112,7 @@ def reidentify(p: ReidRun, people: Reid, folder: Path) -> tuple[pd.DataFrame, di
 def gains(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """(table, note): what stage III gains over the control, which trained as long without generating; see `verdicts`.
 
-    Rows for mAP, rank1 and less_pose, which is pose_r2 turned round. Where the control's pose_r2 is below READABLE on
+    Rows for mAP, rank1 and less_pose, which is pose_r2 turned round. Where the control's pose_r2 is below 0.3 on
     average there is hardly a pose to lose: less_pose then has no verdict, and the note says so.
     """
     wide = rows.assign(less_pose=-rows["pose_r2"]).pivot(index="seed", columns="condition", values=list(SCORES))

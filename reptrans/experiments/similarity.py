@@ -78,7 +78,7 @@ class LayersCompared(TwoNetworks, Place, DatasetParameters):
         return text
 
     def stitching(self, layer: str) -> StitchingRun:
-        """The same networks and data, to be stitched at `layer` by least squares, and trained if `epochs` says so."""
+        """These networks and data, to be stitched at `layer` by least squares, and trained if `epochs` says so."""
         same = self.model_dump(exclude={"layers", "measures", "fold", "images", "orders"})
         return StitchingRun(**same, layer=layer, direct="least squares", cka_images=self.images)
 

@@ -98,7 +98,8 @@ def _classes(found: Found) -> Iterator[Sentence]:
 
 def _calls(row: dict) -> str:
     (much, who), (little, else_) = sorted([(row["a_other"], "A"), (row["b_other"], "B")], reverse=True)
-    return f"{who} calls {_percent(much)} of class {row['class']} class {row['other']}, {else_} {_percent(little)}"
+    images = f"the images of class {row['class']}"
+    return f'{who} calls {_percent(much)} of {images} "{row["other"]}", {else_} {_percent(little)}'
 
 
 def _factors(found: Found) -> Iterator[Sentence]:
@@ -188,7 +189,7 @@ def _weights(found: Found) -> Iterator[Sentence]:
     column = "after" if apart.aligned is not None else "before"
     text += f", and {apart.apart[1]:.2f} with units aligned" if apart.aligned is not None else ""
     most = apart.moved.loc[apart.moved[column].idxmax()]
-    text += f"; {most['layer']} moved most ({most[column]:.2f})"
+    text += f"; {most['layer']} differs most ({most[column]:.2f})"
     if rows is not None:
         lost = {kind: f"{100 * v:.0f}" for kind, v in barriers(rows).items()}
         text += f"; on the straight line between them accuracy falls by up to {lost['none']} points"
@@ -210,7 +211,7 @@ def planted_pairs(p: DiffRun) -> pd.DataFrame:
     """Whether a known difference is named first: rows of planted, seed, named, effect, first (the sentence).
 
     A learns the shapes of InvariancesRun from a seed, B from the next. "nothing": the same images, and named says
-    that no effect is above SMALL. "class": all training images of one class have the label of another for B; named is
+    that no effect is above 0.2. "class": all training images of one class have the label of another for B; named is
     the pair. "shortcut": the colour follows the label in B's training images, and not in the test images; named is the
     colour.
     """

@@ -25,8 +25,9 @@ from reptrans.matching.transforms import at_least_single, unit
 from reptrans.randomness import drawing
 from reptrans.similarity import linear_cka
 from reptrans.training import evaluating
-from reptrans.training.batches import answers_of
+from reptrans.training.batches import Batch, answers_of
 
+#: What `Hidden` does with the approximation of the old activations.
 MODES = ("extension", "reversal", "subtraction", "unusable")
 
 
@@ -36,12 +37,13 @@ class Hidden(Condition):
     With z the new activations, a = A(old activations) their approximation and sg the stop-gradient, in mode
 
         "extension"    w_ce CE + w_sim S_a(sg z, a) + w_dis S_n(z, sg a)
-        "reversal"     w_ce CE + w_sim S_a(old, A(GRL z)), the gradient reversed and times w_dis
+        "reversal"     w_ce CE + w_sim S_a(old, A(GRL z))
         "subtraction"  w_ce CE(z - sg a goes on in place of z) + w_sim S_a(sg z, a)
-        "unusable"     w_ce CE + w_sim CE(tail of the old network(A(GRL z))), the gradient reversed and times w_dis
+        "unusable"     w_ce CE + w_sim CE(old network's tail(A(GRL z)))
 
-    S_n and S_a are the two sides of `loss` (see `hidden_losses`); with sign 1, S_n is S_a and nothing is reversed. One
-    backward pass serves all. The last two modes' adversary has no lower bound, as is usual for reversed gradients.
+    GRL reverses the gradient and multiplies it by w_dis. S_n and S_a are the two sides of `loss` (see
+    `hidden_losses`); with sign 1, S_n is S_a and nothing is reversed. One backward pass serves all. In the modes with
+    GRL the loss of the new network has no lower bound, as is usual for reversed gradients.
 
     Arguments: `layers`, names, or {new layer: old layer}; `example`, images that the shapes are learned from;
     `depth`, `kernel` of the approximators (None: depth 0 for lin_cka and l2_rel_rep in mode "extension", else 1);
@@ -99,7 +101,7 @@ class Hidden(Condition):
                            for old, each in zip(self.olds, seen, strict=True)]  # fmt: skip
             self._build(self._new_activations(example)[1], self._old_activations(example))
 
-    def forward(self, batch, progress: float = 0.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def forward(self, batch: Batch, progress: float = 0.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Terms and figures of a batch, `progress` in [0, 1) being the share of the training done."""
         s = self.settings
         olds = self._old_activations(batch.images)
@@ -356,20 +358,23 @@ def top_values(z: Tensor, a: Tensor, k: int = 1000) -> Tensor:
 
 
 def hidden_losses(alpha: float = 1.0, top: int = 1000) -> dict[str, Loss]:
-    """Every loss by name; `alpha` bounds R² from below, `top` is the k of the top-k ones.
+    """Every loss by name, of new activations z and approximations a of the old ones, with r their correlation by
+    channel.
 
-    name            s, minimised by the new network       by the approximator       the authors' name
-    l1_corr         mean |r|, [0, 1]                      1 - s                     L1Corr
-    l2_corr         mean r², [0, 1]                       1 - s                     L2Corr
-    wl1_corr        Σ w |r|, w: z's share of deviation    Σ w (1 - |r|)             WL1Corr
-    log_corr        mean log clip(r), [-16.1, 0]          mean log clip(1 - r)      LogCorr
-    exp_var         mean CELU(R²), (-alpha, 1]            -s                        ExpVar
-    topk_exp_var    the same on the largest values        -s                        TopkExpVar
-    topk_l2_corr    mean r² on the largest values         1 - s                     TopkL2Corr
-    lin_cka         CKA of pixels, [0, 1]                 1 - s                     LinCKA
-    l2_rel_rep      -(squared distance of cosines)        -s                        L2RelRep
+        name          s, what the new network minimises  the approximator
+        l1_corr       mean |r|, [0, 1]                   1 - s
+        l2_corr       mean r², [0, 1]                    1 - s
+        wl1_corr      Σ w |r|, w: z's share of deviation Σ w (1 - |r|)
+        log_corr      mean log clip(r), [-16.1, 0]       mean log clip(1 - r)
+        exp_var       mean CELU(R²), (-alpha, 1]         -s
+        topk_exp_var  the same on the largest values     -s
+        topk_l2_corr  mean r² on the largest values      1 - s
+        lin_cka       CKA of pixels, [0, 1]              1 - s
+        l2_rel_rep    -(squared distance of cosines)     -s
 
-    log_corr clips to [1e-7, 1 - 1e-7], so that negative r has no gradient. wl1_corr does not differentiate w.
+    `alpha` bounds R² from below; `top`: so many largest values of each example, of z and of a. The authors' names are
+    these without underscores: L1Corr, WL1Corr, TopkExpVar, LinCKA, L2RelRep. log_corr clips to [1e-7, 1 - 1e-7], so
+    that negative r has no gradient. wl1_corr does not differentiate w.
     """
     return {
         "l1_corr": _one_minus(lambda z, a: correlation(z, a).abs().mean()),

@@ -14,7 +14,7 @@ from reptrans.errors import BadValue, check_whole
 from reptrans.extension.condition import Beside, Condition, check_numbers, labelled
 from reptrans.randomness import drawing
 from reptrans.training import Plan, fit
-from reptrans.training.batches import answers_of
+from reptrans.training.batches import Batch, answers_of
 
 
 class Lens(nn.Module):
@@ -56,7 +56,8 @@ class Lens(nn.Module):
 class LensTraining(Beside):
     """The objective of the lens itself: look the same, and not be recognised by the old networks.
 
-        w_rec MSE(lens(x), x) - w_adv mean_i min(NLL_i, log k),   NLL_i = -log(mean_m softmax_m(lens(x_i))[y_i])
+        w_rec MSE(lens(x), x) - w_adv mean_i min(NLL_i, log k),
+        NLL_i = -log(mean_m softmax_m(lens(x_i))[y_i])
 
     The clip at log k, what guessing costs, bounds it from below by -w_adv log k (the authors' has no bound, and their
     w_rec acts twice): an example that no old network recognises any more pulls no further. Only the lens is trained.
@@ -71,7 +72,7 @@ class LensTraining(Beside):
         """What `fit` takes as its modules."""
         return {"lens": self.lens}
 
-    def forward(self, batch, progress: float = 0.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def forward(self, batch: Batch, progress: float = 0.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Terms and figures of a batch; accuracy is the old networks' mean accuracy through the lens."""
         s, seen = self.settings, self.lens(batch.images)
         logits = torch.stack([answers_of(old, seen) for old in self.olds])
@@ -97,7 +98,7 @@ class ThroughLens(Condition):
         super().__init__(new, olds, example, settings or {})
         self._lens = (lens.eval().requires_grad_(False),)
 
-    def forward(self, batch, progress: float = 0.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def forward(self, batch: Batch, progress: float = 0.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Terms and figures of a batch."""
         with torch.no_grad():
             seen = self._lens[0].eval()(batch.images)

@@ -16,7 +16,7 @@ from reptrans.errors import BadValue, ShapeMismatch, UnknownName, choose, sugges
 from reptrans.extension.condition import Condition, check_numbers, labelled
 from reptrans.layers import front
 from reptrans.matching.transforms import without
-from reptrans.training.batches import answers_of
+from reptrans.training.batches import Batch, answers_of
 
 STEPS = ("together", "pcgrad", "alternating")
 
@@ -31,7 +31,8 @@ def inverted_cross_entropy(new: Tensor, olds: list[Tensor], labels: Tensor, temp
 
 
 def inverted_where_both_wrong(new: Tensor, olds: list[Tensor], labels: Tensor) -> Tensor:
-    """The same, only at examples that the new network and the old ensemble both have wrong; 0 where there is none."""
+    """`inverted_cross_entropy`, only at examples that the new network and the old ensemble both have wrong; 0 where
+    there is none."""
     wrong = (new.argmax(1) != labels) & (_mean_probabilities(olds).argmax(1) != labels)
     return torch.where(wrong, _inverted(new, olds, labels, 1.0), 0).sum() / wrong.sum().clamp_min(1)
 
@@ -84,6 +85,9 @@ def entropy_weighted_boosting(new: Tensor, olds: list[Tensor], labels: Tensor) -
     return (weight * F.cross_entropy(new, labels, reduction="none")).mean()
 
 
+#: What `Outputs` minimises beside cross-entropy, by name: functions of the new logits (n, k), a list of the old
+#: networks' logits, labels (n,), and options. inverted_cross_entropy, inverted_where_both_wrong, logit_cosine,
+#: wrong_class_cosine, adaptive_diversity, ensemble_entropy, focal_ensemble_entropy, entropy_weighted_boosting.
 OUTPUT_LOSSES: dict[str, Callable[..., Tensor]] = {
     loss.__name__: loss
     for loss in (
@@ -130,7 +134,7 @@ class Outputs(Condition):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._before = parameters_before(new, before) if before else None
 
-    def forward(self, batch, progress: float = 0.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def forward(self, batch: Batch, progress: float = 0.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Terms and figures of a batch."""
         s, logits = self.settings, answers_of(self.new, batch.images)
         terms, figures = labelled(logits, batch.labels)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from reptrans import paths
 from reptrans.checkpoints import default_recipe, fingerprint
-from reptrans.data import Dataset, Loader, Split
+from reptrans.data import Batch, Dataset, Loader, Split
 from reptrans.data.loader import training_loader
 from reptrans.errors import BadValue, check_whole
 from reptrans.extension.condition import Condition, labelled
@@ -101,7 +101,7 @@ class Alone(Condition):
         nn.Module.__init__(self)  # and not the Condition's, which wants old networks
         self._new, self._olds, self.settings = (new,), (), {"kind": "none"}
 
-    def forward(self, batch, progress: float = 0.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def forward(self, batch: Batch, progress: float = 0.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         return labelled(self.new(batch.images), batch.labels)
 
     def modules_to_train(self) -> dict[str, nn.Module]:

@@ -60,7 +60,8 @@ def differentiate(
 ) -> Inversion:
     """Images near the given ones on which one network's answer holds still and the other's moves as far as it can:
 
-        max over x' of  |b(x') - b(x)| / |b(x)| - weight |a(x') - a(x)| / |a(x)|,   |x' - x| <= radius, x' in [0, 1]
+        max over x' of  |b(x') - b(x)| / |b(x)| - weight |a(x') - a(x)| / |a(x)|,
+        |x' - x| <= radius, x' in [0, 1]
 
     `still`, `moving`: a and b, images -> logits. `images`: x (n, c, h, w) in [0, 1]. `radius`: Euclidean, over all
     values of an image. The penalty is a norm, not a square, so that from some finite `weight` on a's answer holds

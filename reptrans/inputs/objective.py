@@ -250,10 +250,12 @@ def linear(start: float, end: float) -> Callable[[float], float]:
 
 
 def like_source(what: str) -> tuple[dict, float]:
-    """(settings of `optimise_input`, scale k) of one published case: "class", "output", "trained layer4", ...
+    """(settings of `optimise_input`, scale k) of one published case: "class", "output", "trained layer4",
+    "untrained layer1" or "untrained layer4".
 
         settings, k = like_source("untrained layer1")
-        optimise_input(match(part, part(image), scale=k), Pixels(noise(1, image.shape[1:])), **settings)
+        start = Pixels(noise(1, image.shape[1:]))
+        optimise_input(match(part, part(image), scale=k), start, **settings)
 
     Plain gradient descent with a step size, and a 3 x 3 blur after each step with a width, that fall along a line; no
     prior. Starts are N(0.7, 1/20) at 299 x 299 pixels, the default of `noise`; images are not normalised.

@@ -56,12 +56,12 @@ def optimise_input(
 
         L(a) + sum over priors P(a),    L seeing the image through the transforms
 
-    by `steps` steps of `optimiser` (any constructor of torch.optim, called with the parameters and lr). `lr`: a number,
-    from which the step size falls to 0 along half a cosine, or a function of progress in [0, 1). `projection` acts on
-    the images after each step. `seed`: of the transforms. `reference` (n or 1, c, h, w) in [0, 1]: what the rows
-    compare the images with. `points`: how often the trace is measured. `portable`: the moved values are rounded to
-    single precision after each step, so that a descent in float64 ends the same on every processor (see
-    `training.schedule`).
+    by `steps` steps of `optimiser` (any constructor of torch.optim, called with the parameters and lr). `prior`: by
+    default `total_variation(0.1)`. `lr`: a number, from which the step size falls to 0 along half a cosine, or a
+    function of progress in [0, 1). `projection` acts on the images after each step. `seed`: of the transforms.
+    `reference` (n or 1, c, h, w) in [0, 1]: what the rows compare the images with. `points`: how often the trace is
+    measured. `portable`: the moved values are rounded to single precision after each step, so that a descent in float64
+    ends the same on every processor, as a training does by `Plan`.
     Adam at 0.05 served every layer of untrained networks, since losses are relative; total variation is the prior that
     gives most picture for the same D. L-BFGS mixes the rows of a batch, so it takes one image.
 

@@ -11,7 +11,10 @@ from reptrans.errors import ShapeMismatch
 
 
 def mse(images: Tensor, reference: Tensor) -> Tensor:
-    """Mean squared difference of each pair of images, (n,) from two (n, c, h, w); one reference may serve all."""
+    """Mean squared difference of each pair of images, (n,) from two (n, c, h, w); one reference may serve all.
+
+    Raises ShapeMismatch, as all that compare images.
+    """
     a, b = _pair(images, reference)
     return (a - b).square().flatten(1).mean(1)
 
@@ -34,7 +37,7 @@ def correlation(images: Tensor, reference: Tensor) -> Tensor:
 def aligned_mse(images: Tensor, reference: Tensor) -> Tensor:
     """E(x, a): MSE that is left after the best affine map of each channel, min over s, t of mean (s x + t - a)², (n,).
 
-    By channel it is var(a) (1 - r²), with r the correlation of x and a; it is not symmetric.
+    By channel it is var(a) (1 - r²), with r the correlation of x and a; the mean over channels. Not symmetric.
     """
     x, a = (v.flatten(2) - v.flatten(2).mean(2, keepdim=True) for v in _pair(images, reference))
     energy = x.square().mean(2)
@@ -45,7 +48,8 @@ def aligned_mse(images: Tensor, reference: Tensor) -> Tensor:
 def ssim(images: Tensor, reference: Tensor, side: int = 11, sigma: float = 1.5) -> Tensor:
     """Structural similarity of images cut to [0, 1], (n,): the mean over windows of
 
-        (2 m_x m_y + 0.01²) (2 cov + 0.03²) / ((m_x² + m_y² + 0.01²) (var_x + var_y + 0.03²))
+        (2 m_x m_y + 0.01²) (2 cov + 0.03²)
+        / ((m_x² + m_y² + 0.01²) (var_x + var_y + 0.03²))
 
     with Gaussian weights (standard deviation `sigma`) in windows of `side` x `side` pixels that lie inside the image;
     a smaller image gets the largest odd window that fits. Source: Wang, Bovik, Sheikh & Simoncelli (2004).
@@ -94,7 +98,8 @@ def uniqueness_spread(images: Tensor) -> float:
 
 
 def input_errors(images: Tensor, reference: Tensor) -> pd.DataFrame:
-    """All of them, a row for each image: mse, psnr, ssim, correlation, aligned_mse, outside."""
+    """How far images are from their reference, in a row for each: mse, psnr, ssim, correlation, aligned_mse,
+    outside."""
     x, a = (v.detach().double() if v.device.type != "mps" else v.detach() for v in (images, reference))
     columns = {"mse": mse(x, a), "psnr": psnr(x, a), "ssim": ssim(x, a), "correlation": correlation(x, a),
                "aligned_mse": aligned_mse(x, a), "outside": outside(x)}  # fmt: skip

@@ -43,6 +43,8 @@ class Method:
         return self.pairs in ("single", "one_to_one") and not (self.what or self.where)
 
 
+#: Every way to use a source, by name, as a `Method`: scratch (none), fine_tuning, lwf (answers), at (attention maps),
+#: lwf_at, fm_single, fm and fm_all (features, with equal weights), l2t_w_single, l2t_w and l2t_ww (learned weights).
 METHODS = Table(
     "method of transfer",
     {

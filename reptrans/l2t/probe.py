@@ -80,7 +80,8 @@ def meta_gradient(
 ) -> MetaGradient:
     """dF(theta_{T+1}) / dW, through T steps of SGD on L and one on F, all from (theta, velocity).
 
-        L(theta) = sum_k <W_k, D_k(theta)>,   theta_{t+1}, v_{t+1} = SGD(theta_t, v_t, dL),   t < T;   then once with dF
+        L(theta) = sum_k <W_k, D_k(theta)>,
+        theta_{t+1}, v_{t+1} = SGD(theta_t, v_t, dL),   t < T;   then once with dF
 
     `terms`: theta -> D, tensors shaped like `coefficients` W, which L is linear in. `task`: theta -> F, a scalar.
     `velocity`: SGD's momentum by parameter. Weight decay moves every parameter at every step, also one that a loss does

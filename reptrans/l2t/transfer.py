@@ -1,8 +1,9 @@
 """Training a target network beside a frozen source: an objective for `fit`, and the probe that moves f and g.
 
-    transfer = Transfer(target, source, [Matching(target, source, pairs, images)], Meta())
-    fit(transfer, transfer.modules_to_train(), loader, plan, parameters=transfer.trained(),
-        after_step=transfer.after_step)
+    matching = Matching(target, source, pairs, images)
+    transfer = Transfer(target, source, [matching], Meta())
+    fit(transfer, transfer.modules_to_train(), loader, plan,
+        parameters=transfer.trained(), after_step=transfer.after_step)
 
 A step is the paper's: the real step on task and matching, which is `fit`'s; from there T steps of matching and one of
 the task, only tried; then f and g move so that the task's loss at the end of those would be smaller.
@@ -20,7 +21,7 @@ from reptrans.errors import BadValue, Diverged, ShapeMismatch, check_whole, choo
 from reptrans.l2t.matching import Looked, Matching, Pair, look, means
 from reptrans.l2t.probe import ORDERS, CheaperNorms, MetaGradient, batch_statistics, meta_gradient
 from reptrans.training import accuracy, classification_loss, evaluating
-from reptrans.training.batches import answers_of, checked_network
+from reptrans.training.batches import Batch, answers_of, checked_network
 from reptrans.training.evaluation import device_of, keeping_random_state
 from reptrans.training.schedule import round_weights
 
@@ -60,10 +61,10 @@ class Transfer(nn.Module):
     """Cross-entropy of the target, and the terms of `parts`, each of which looks at both networks' layers.
 
     `source`: frozen, in eval mode at every use; needed where there are parts. `parts`: a Matching, at most one, and
-    others (see `baselines`). With `meta`, what the Matching's weights have to learn is learned by probes on the batch
-    of each step; they use batch statistics, leave running ones alone, and draw the same dropout masks at every
-    evaluation. Without, f and g stay as they are. `classes`: how many the data have. Its own state holds f's and g's
-    Adam, so that a training goes on to the same numbers. Raises BadValue, ShapeMismatch.
+    others (AttentionTransfer, Answers). With `meta`, what the Matching's weights have to learn is learned by probes on
+    the batch of each step; they use batch statistics, leave running ones alone, and draw the same dropout masks at
+    every evaluation. Without, f and g stay as they are. `classes`: how many the data have. Its own state holds f's and
+    g's Adam, so that a training goes on to the same numbers. Raises BadValue, ShapeMismatch.
     Source: Jang et al. 2019, authors' code. Deviation: there the sweep updates running statistics a second time.
     """
 
@@ -100,7 +101,7 @@ class Transfer(nn.Module):
         apart = set(self.matching.weights.parameters()) if self.matching else ()
         return [p for p in (*self._target[0].parameters(), *self.parameters()) if p.requires_grad and p not in apart]
 
-    def forward(self, batch, progress: float = 0.0) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple | None]:
+    def forward(self, batch: Batch, progress: float = 0.0) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple | None]:
         """Terms, figures, and what a probe goes on from if one is due, for `after_step`.
 
         Terms: "cross_entropy" (nats), those of the parts; figures: "accuracy", the mean lambdas.
@@ -117,7 +118,7 @@ class Transfer(nn.Module):
         self.steps += self.training
         return terms, figures, due
 
-    def after_step(self, batch, optimiser: torch.optim.Optimizer, due: tuple | None) -> dict[str, Tensor]:
+    def after_step(self, batch: Batch, optimiser: torch.optim.Optimizer, due: tuple | None) -> dict[str, Tensor]:
         """The probe, if one is due, from where the real step led, and Adam's step on f and g; {"outer_loss": nats}."""
         if due is None:
             return {}
@@ -131,7 +132,9 @@ class Transfer(nn.Module):
             round_weights(self.matching.weights.parameters())
         return {"outer_loss": found.outer_loss}
 
-    def probe(self, batch, optimiser: torch.optim.Optimizer, prepared: dict, weights: list[Tensor]) -> MetaGradient:
+    def probe(
+        self, batch: Batch, optimiser: torch.optim.Optimizer, prepared: dict, weights: list[Tensor]
+    ) -> MetaGradient:
         """The meta-gradient for the coefficients `weights` by target layer, from the parameters as they are now."""
         learner = _Learner(self._target[0], self.matching.pairs)
         known = {p for group in optimiser.param_groups for p in group["params"]}

@@ -58,7 +58,8 @@ class _Called(nn.Module):
 def called(net: nn.Module, how: Callable) -> nn.Module:
     """`net` for all functions of this package, where it is not called as net(images) but as how(net, images).
 
-        compare(called(clip, lambda net, images: net.get_image_features(pixel_values=images)), other, loader)
+        how = lambda net, images: net.get_image_features(pixel_values=images)
+        compare(called(clip, how), other, loader)
 
     Its layers, under their names, its weights and its mode stay one and the same. Of a batch that is a mapping of
     keywords `how` gets these: how(net, left=…, right=…). Raises BadValue for what takes no network and no input.

@@ -97,7 +97,7 @@ Weight = float | Callable[[float], float]
 class Match:
     """The distance of two transformed features, `weight` * d[T_T(F_T), T_S(F_S)].
 
-    `teacher`, `student`: where to look, one tap or several (see `taps`); a transform gets as many tensors.
+    `teacher`, `student`: where to look, one tap or several (see `tapped`); a transform gets as many tensors.
     `distance(teacher, student)`: a scalar. `teacher_transform`, `student_transform`: callables, or a `Learned`.
     `weight`: a number, or a function of the share of the stage that is done, in [0, 1).
     `resize`: where the maps' sides differ, the larger ones are averaged down to the smaller (see `resized`).

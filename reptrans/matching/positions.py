@@ -53,7 +53,8 @@ class Positions:
 
 
 def positions(net: nn.Module, images: Tensor) -> Positions:
-    """The usual taps of `net`, from the table of published ones (`published`) if it knows the network's family.
+    """The usual taps of `net`, as papers have them of its family: WideResNet, ResNet, ShuffleNet, MobileNetV2, VGG,
+    Swin.
 
     "blocks": of another network with tokens, or with channels last, they are its blocks as maps (`:map`): the last of
     every size, or, where all are of one size as in a vision transformer, the ends of four quarters. "graph": of all

@@ -39,8 +39,19 @@ _GRADIENTS = ("loss", "logit", "attention")
 def tapped(
     net: nn.Module, images: Tensor, labels: Tensor | None, taps: Iterable[str], *, keep_graph: bool = True
 ) -> dict[str, Tensor]:
-    """The value at every tap of one pass of `net`, in the mode it is in.
+    """The value at every tap of one pass of `net`, in the mode it is in. A tap is a text that says where to look:
 
+        "layer2"                 the output of a layer
+        "layer2:in"              its input (of a ReLU: the pre-activations)
+        "blocks.3:map"           its output with channels last, as a map (n, c, h, w)
+        "out"                    the network's output
+        "labels"                 the images' labels
+        "grad:loss"              the gradient of the image's cross-entropy
+        "grad:logit"             the gradient of the logit of its label
+        "grad:attention@layer2"  the gradient of the largest entry of the
+                                 layer's pooled attention map
+
+    Gradients are by the image, (n, c, h, w), of each image by itself.
     Values are copies, safe from in-place operations behind them. With `keep_graph` they can be differentiated by the
     network's parameters, gradients by the image too; without, all are detached, and only gradients cost a backward
     pass. `labels` (n,) are needed for "labels", "grad:loss" and "grad:logit".
@@ -68,7 +79,7 @@ def tapped(
 
 
 def check_taps(net: nn.Module, taps: Iterable[str]) -> None:
-    """Raise LayerNotFound or BadValue for the first tap that `net` cannot have."""
+    """Raise LayerNotFound or BadValue for the first tap, see `tapped`, that `net` cannot have."""
     checked_network(net)
     for tap in taps:
         kind, _, layer = tap.removeprefix("grad:").partition("@")
@@ -170,8 +181,8 @@ class Teacher:
     """Values of one frozen network on the batches of one loader.
 
     Without augmentation every image's values are computed once and kept on the device, of the smallest of all taps that
-    were asked for, as many as take at most `budget` bytes together; several students can then share the passes by
-    sharing the Teacher. Otherwise, and in mode "batch", each batch is a pass. The network's parameters, buffers and
+    were asked for, as many as take at most `budget` bytes (1 GiB) together; several students can then share the passes
+    by sharing the Teacher. Otherwise, and in mode "batch", each batch is a pass. The network's parameters, buffers and
     mode stay as they are.
     Modes: "eval"; "batch", in which batch norm uses the statistics of the batch, and keeps none of them.
     Gradient taps ("grad:...") differ from image to image, so they are kept like all others.

@@ -32,8 +32,9 @@ def build(
 ) -> nn.Module:
     """The network `name` on the CPU, in train mode, a function of the arguments alone: the global random state is kept.
 
-    Arguments: `name`, one of `model_names()`, `torchvision/NAME`, `timm/NAME`, `hf/TYPE` and others of transformers
-    (see `transformers_network`), or `module:function` or `path/to/file.py:function` of your own, which is run;
+    Arguments: `name`, one of `model_names()`, `torchvision/NAME`, `timm/NAME`, of transformers `hf/TYPE` (fresh
+    weights), `hf/path/to/folder` (with config.json, and weights in safetensors if there are any) or `hf/OWNER/NAME` (of
+    the hub's local cache), or `module:function` or `path/to/file.py:function` of your own, which is run;
     `num_classes`, 10 unless trained `weights` say otherwise; `image_size`, pixels, a side or (height, width);
     `seed` of the initial weights; `weights`, for libraries only: "default" or the name of a set; `options`, for what
     only some networks have (`batch_norm` of inceptionv1, `hidden_size` of hf/bert).

@@ -44,7 +44,7 @@ class Stage:
 
     In stage II encoder and head stay as they are, buffers included. In both, batch norms of the identity discriminator
     work with fixed statistics, in III those of encoder and head too. `smooth`, `swap`: see `discriminator_labels`.
-    `portable`: as in `Plan`, with ADVERSARIAL_BITS.
+    `portable`: as in `Plan`, with 16 bits.
     Raises BadValue.
     """
 

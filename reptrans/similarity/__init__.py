@@ -2,6 +2,9 @@
 
 `MEASURES` lists what there is; each is called with x (n, p) and y (n, q): tensors, NumPy arrays or lists. `Moments` and
 `Grams` stream, `compare` runs two networks over the same images and gives all pairs of their layers.
+
+Every measure raises ShapeMismatch for unequal numbers of examples, and BadData for NaN, infinity and fewer than 4
+examples; it is NaN where a side does not vary.
 """
 
 from reptrans.similarity.agreement import (

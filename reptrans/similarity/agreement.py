@@ -18,7 +18,11 @@ from reptrans.similarity.checks import numbers, tensor_of
 
 
 def disagreement(a: Tensor, b: Tensor) -> float:
-    """Share of examples with different answers, in [0, 1], 0 = similar; at least the difference of the accuracies."""
+    """Share of examples with different answers, in [0, 1], 0 = similar; at least the difference of the accuracies.
+
+    a, b, as in all comparisons of answers: logits (n, k) or class numbers (n,); with several labels at once, (n, k) of
+    yes and no. Raises ShapeMismatch; BadData for NaN, and for no examples.
+    """
     a, b = _answers([a, b])
     return _mean(a != b)
 
@@ -130,8 +134,10 @@ def ensemble_accuracy(logits: Sequence[Tensor], labels: Tensor) -> float:
 
 
 def agreement(a: Tensor, b: Tensor, labels: Tensor, seed: int = 0) -> dict[str, float]:
-    """All of this file for logits a and b (n, k), as a row: see the functions of these names.
+    """How alike two classifiers answer, of logits a and b (n, k) and labels (n,), as a row.
 
+    accuracy_a, accuracy_b, ensemble_accuracy, disagreement, error_consistency (_low and _high its interval, drawn by
+    `seed`; _least and _most its range), cohen_kappa, error_ratio, jensen_shannon: see the functions of these names.
     With labels (n, k) the divergence is that of each yes or no. Raises ShapeMismatch, BadData.
     """
     logits = [numbers(v, "the logits") for v in (a, b)]

@@ -17,7 +17,8 @@ from reptrans.similarity.spectrum import Spectrum
 def cca_mean(pair: Pair) -> Tensor:
     """Mean canonical correlation of x (n, p) and y (n, q), over min(p, q) of them.
 
-    Range [0, 1], 1 = similar. Invariant to any invertible linear map; symmetric.
+    Range [0, 1], 1 = similar. Invariant to any invertible linear map; symmetric. Raises BadData, as all of this kind,
+    without more examples than features: then every correlation is 1, whatever the data.
     Source: Raghu et al. 2017. Their code drops the correlations after 98 % of the sum, which raises the mean.
     """
     return _tall(pair, "cca_mean").correlations.mean()
@@ -25,7 +26,10 @@ def cca_mean(pair: Pair) -> Tensor:
 
 @of_moments
 def cca_r2(pair: Pair) -> Tensor:
-    """Mean squared canonical correlation ‖Uxᵀ Uy‖²_F / min(p, q), in [0, 1], 1 = similar (Kornblith et al. 2019)."""
+    """Mean squared canonical correlation ‖Uxᵀ Uy‖²_F / min(p, q), in [0, 1], 1 = similar (Kornblith et al. 2019).
+
+    Errors as for `cca_mean`.
+    """
     return _tall(pair, "cca_r2").correlations.square().mean()
 
 
@@ -33,7 +37,7 @@ def cca_r2(pair: Pair) -> Tensor:
 def svcca(pair: Pair, keep: int | float = 0.99) -> Tensor:
     """Mean canonical correlation of the leading principal components.
 
-    `keep`: an int, as many of each side; a float below 1, the fewest that hold this share of the variance, that is, of
+    `keep`: an int, as many of each side; a float up to 1, the fewest that hold this share of the variance, that is, of
     the squared singular values. Range [0, 1], 1 = similar. Invariant to rotation and to a common scale.
     Source: Raghu et al. 2017. Other code takes the share of the singular values unsquared (anatome), or multiplies the
     threshold by the total variance and so keeps one component nearly always (ReSi).
@@ -83,7 +87,8 @@ def linear_r2(pair: Pair, ridge: float = 0.0) -> Tensor:
 def gulp(pair: Pair, ridge: float = 0.0) -> Tensor:
     """GULP: how far ridge predictions from x and from y can be apart, for the worst-case task; the squared distance.
 
-        tr(Σx^-λ Σx Σx^-λ Σx) + tr(Σy^-λ Σy Σy^-λ Σy) - 2 tr(Σx^-λ Σxy Σy^-λ Σyx),   Σ^-λ = (Σ + λ I)⁻¹
+        tr(Σx^-λ Σx Σx^-λ Σx) + tr(Σy^-λ Σy Σy^-λ Σy) - 2 tr(Σx^-λ Σxy Σy^-λ Σyx),
+        Σ^-λ = (Σ + λ I)⁻¹
 
     Range [0, p + q], 0 = similar; with λ = 0 it is p + q - 2 Σ ρ², invariant to any invertible linear map.
     Source: Boix-Adserà et al. 2022, equation 5, squared.

@@ -58,9 +58,10 @@ def compare(
 
     In place of two networks and a loader, two `Features`: what they gave, stored, matched by ids.
 
-    With `null`, a number of random orders (200 say), the values come with what chance gives: the same activations, the
-    second network's examples exchanged, drawn from `seed`; see `Calibrated`. Rows of all layers are kept for it.
-    `intervals`: so many random halves of the examples, for the 95 % interval of every value; with a null alone.
+    With `null`, a number of random orders (from 20 on, 200 say), the values come with what chance gives: the same
+    activations, the second network's examples exchanged, drawn from `seed`; see `Calibrated`. Rows of all layers are
+    kept for it. `intervals`: so many random halves of the examples, for the 95 % interval of every value; with a null
+    alone.
 
     A layer that does not vary gives NaN. Raises UnknownName, LayerNotFound, CannotCut; BadData for NaN, infinity, too
     few images or batches without any; ShapeMismatch for images that a network does not take and activations that
@@ -109,8 +110,8 @@ def calibrate(
     seed: int = 0,
     **options,
 ) -> dict[str, float]:
-    """A measure of x (n, p) and y (n, q), tensors, arrays or lists, with what chance gives: value, mean, sd, effect, z,
-    p, and low and high with `intervals`; see `Calibrated`. Raises as `compare` does.
+    """A measure of x (n, p) and y (n, q), tensors, arrays or lists, with what chance gives: value, mean, sd, effect,
+    score, z, p, and low and high with `intervals`; see `Calibrated`. Raises as `compare` does.
 
         calibrate(x, y, "rsa", null=200)["effect"]
     """

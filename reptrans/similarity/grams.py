@@ -43,7 +43,8 @@ class Grams:
         return self.add(k, k if sides[0] is sides[1] else grams_of(y))
 
     def add(self, k: Tensor, l: Tensor) -> "Grams":  # noqa: E741
-        """Add what `grams_of` gives for a batch of b examples: k (layers_x, b, b) and l (layers_y, b, b)."""
+        """Add the U-centred Grams of a batch of b examples: k (layers_x, b, b) and l (layers_y, b, b). Raises BadData
+        for fewer than 4 examples."""
         b = k.shape[-1]
         if b < LEAST:
             raise BadData(f"A batch needs at least {LEAST} examples; given {b}. Join it to the batch before.")

@@ -88,6 +88,7 @@ _MEASURES = (
     Measure(neighbours.second_order_cosine, True, (-1, 1), _TURNED),
     Measure(neighbours.cknna, True, (-1, 1), _TURNED, symmetric=False),
 )
+#: Every measure by name, as a `Measure`; `compare` also takes one that is not among them.
 MEASURES = Table("measure", {measure.name: measure for measure in _MEASURES})
 
 

@@ -174,8 +174,20 @@ class PairMoments(Pair):
         return record.function.on(self, **options)
 
 
+_SAID = {
+    "mean_x": "The mean (p,) of x.",
+    "mean_y": "The mean (q,) of y.",
+    "xx": "The covariance (p, p) of x, divided by the number of samples; 0 for what varies by rounding alone.",
+    "xy": "The covariance (p, q) of x and y, likewise.",
+    "yy": "The covariance (q, q) of y, likewise.",
+    "correlation": Pair.correlation.__doc__,
+    "linear_cka": PairMoments.linear_cka.__doc__,
+    "value": f"value(measure, **options): {PairMoments.value.__doc__}",
+}
+
+
 def _finished(name: str) -> property:
-    return property(lambda self: getattr(self.pair, name), doc=f"`{name}` of the finished moments, see `PairMoments`.")
+    return property(lambda self: getattr(self.pair, name), doc=_SAID[name])
 
 
 class Moments:
@@ -223,8 +235,7 @@ class Moments:
             self._pair = PairMoments(*(sums.own for sums in self._sums), self._product)
         return self._pair
 
-    mean_x, mean_y, xx, xy, yy = map(_finished, ("mean_x", "mean_y", "xx", "xy", "yy"))
-    correlation, linear_cka, value = map(_finished, ("correlation", "linear_cka", "value"))
+    mean_x, mean_y, xx, xy, yy, correlation, linear_cka, value = map(_finished, _SAID)
 
     def _check(self, x: Tensor, y: Tensor) -> None:
         if not x.ndim == y.ndim == 3:

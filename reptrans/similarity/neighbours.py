@@ -56,7 +56,11 @@ def _order(x: Tensor, block: slice) -> Tensor:
 
 @_measure_of_neighbours
 def knn_jaccard(x: _Nearest, y: _Nearest, k: int = 10) -> Tensor:
-    """|Nx ∩ Ny| / |Nx ∪ Ny| of the k nearest neighbours, in [0, 1]; about k / (2n - k) by chance."""
+    """|Nx ∩ Ny| / |Nx ∪ Ny| of the k nearest neighbours, mean over examples, in [0, 1]; about k / (2n - k) by chance.
+
+    Neighbours are by cosine, here and in all measures of neighbours. NaN where an example has no activation at all.
+    Raises BadValue for a `k` outside 1 to n - 1.
+    """
 
     def jaccard(same: Tensor, _: slice) -> Tensor:
         common = same.sum((1, 2)).to(x.rows.dtype)
@@ -67,7 +71,11 @@ def knn_jaccard(x: _Nearest, y: _Nearest, k: int = 10) -> Tensor:
 
 @_measure_of_neighbours
 def mutual_knn(x: _Nearest, y: _Nearest, k: int = 10) -> Tensor:
-    """|Nx ∩ Ny| / k of the k nearest neighbours, in [0, 1]; k / (n - 1) by chance (Huh et al. 2024)."""
+    """|Nx ∩ Ny| / k of the k nearest neighbours, mean over examples, in [0, 1]; k / (n - 1) by chance (Huh et al.
+    2024).
+
+    Neighbours and errors as for `knn_jaccard`.
+    """
     return _mean(x, y, lambda same, _: same.sum((1, 2)).to(x.rows.dtype) / k)
 
 

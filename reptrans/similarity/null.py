@@ -35,7 +35,7 @@ class Calibrated:
     - `z`: (value - mean) / sd, turned so that higher is more similar.
     - `p`: (1 + orders at least as similar) / (1 + orders), for this pair of layers alone.
     - `p_searched`: likewise with the largest z over all pairs in each order, as for a search for the most similar
-      pair; true for any of the pairs with 5 % where nothing is shared, however many there are.
+      pair: where nothing is shared, any of them is below 0.05 in 5 % of cases only, however many pairs there are.
     - `best`: the most similar pair, and what chance gives whoever reports it alone: front_layer, end_layer, value, and
       mean, sd, effect, score, p against the most similar pair of each order.
     - `low`, `high`: the 95 % interval over examples, where intervals were asked for, else None.
@@ -58,8 +58,8 @@ class Calibrated:
         return self.p_searched <= level
 
     def rows(self) -> "pd.DataFrame":
-        """A row for every pair of layers: front_layer, end_layer, value, mean, sd, effect, z, p, p_searched, and low
-        and high where there are intervals."""
+        """A row for every pair of layers: front_layer, end_layer, value, mean, sd, effect, score, z, p, p_searched,
+        and low and high where there are intervals."""
         import pandas as pd
 
         tables = {name: table for name, table in vars(self).items() if name != "best" and table is not None}

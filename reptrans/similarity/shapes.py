@@ -59,7 +59,7 @@ def hard_correlation_match(pair: Pair) -> Tensor:
     """Mean correlation of x's features, each with its own partner in y: the best one-to-one match.
 
     Range [-1, 1], 1 = similar; over min(p, q) matched features. A constant feature correlates with nothing.
-    Source: Li et al. 2015.
+    Source: Li et al. 2016.
     """
     return _assigned(pair.correlation).mean()
 
@@ -68,7 +68,7 @@ def hard_correlation_match(pair: Pair) -> Tensor:
 def soft_correlation_match(pair: Pair) -> Tensor:
     """Mean, over all features of both sides, of the correlation with the best partner, which others may share.
 
-    Range [-1, 1], 1 = similar: the mean of x's mean and y's mean. Source: Li et al. 2015; Khosla and Williams 2024.
+    Range [-1, 1], 1 = similar: the mean of x's mean and y's mean. Source: Li et al. 2016; Khosla and Williams 2024.
     """
     correlation = pair.correlation
     return (correlation.amax(-2).mean(-1) + correlation.amax(-1).mean(-1)) / 2

@@ -32,7 +32,8 @@ class Features:
 
         compare(Features.load("a.npz"), Features.load("b.npz"), measure="rsa", null=200)
 
-    Raises BadData for ids that repeat or are not as many as the examples; ShapeMismatch for layers of other examples.
+    Raises BadData for ids that repeat or are neither whole numbers nor strings, and without layers; ShapeMismatch for a
+    layer that has not as many examples as there are ids.
     """
 
     layers: Mapping[str, Tensor]
@@ -121,7 +122,8 @@ class Features:
     def beside(cls, models: Mapping[str, "Features"], layer: str | Mapping[str, str]) -> "Features":
         """One layer of each of several models, each called by the model: compared with itself, a table of models.
 
-        `layer`: its name in all models, or by model. Raises BadData as `refuse_other_examples`; UnknownName.
+        `layer`: its name in all models, or by model. Raises BadData for other examples or another order;
+        BadValue without models; UnknownName.
         """
         if not models:
             raise BadValue("there are no models to set beside each other.")

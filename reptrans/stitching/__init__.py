@@ -1,7 +1,8 @@
 """Stitching: join the front of one network to the end of another by one trained or solved layer.
 
-    y = W x + b over the channels, between the front's activations x at one layer and those the end network expects.
+    y = W x + b over the channels
 
+leads from the front's activations x at one layer to those that the end network expects.
 Source: Csiszárik, Kőrösi-Szabó, Matszangosz, Papp, Varga 2021, "Similarity and Matching of Neural Network
 Representations".
 """

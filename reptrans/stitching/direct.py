@@ -142,7 +142,8 @@ def _pairing(worth: Tensor) -> Tensor:
 def scaled_permutation(m: Moments) -> AffineMap:
     """min E‖y − Wx − b‖² where every channel of y takes one channel of x of its own, times a factor of 0 or more.
 
-        W_ji = s_ji Π_ji,  s_ji = max(0, c_ji) / c_ii,  Π the pairing of largest total gain max(0, c_ji)² / c_ii
+        W_ji = s_ji Π_ji,  s_ji = max(0, c_ji) / c_ii,
+        Π the pairing of largest total gain max(0, c_ji)² / c_ii
 
     with c_ji = cov(y_j, x_i), c_ii = var(x_i). The square maps of this kind, with factors above 0, are those that may
     stand before a ReLU as well as after it. Unlike in `assignment` no channel is negated, and what a pair explains
@@ -251,7 +252,26 @@ DIRECT = {
 
 
 def direct_matching(m: Moments, kind: str, *, rank: int = 4, ridge: float = 1e-3) -> AffineMap:
-    """The closed form named `kind` (see DIRECT); `rank` also is the number of inputs of "sparse"."""
+    """W and b of y ≈ W x + b in closed form, from streamed moments of x (n, p) and y (n, q).
+
+        "identity"                 W = I, b = 0; p = q
+        "least squares"            min E‖y − Wx − b‖²
+        "ridge"                    min E‖y − Wx − b‖² + ρ trace(C_xx)/p ‖W‖²
+        "procrustes"               W = s Q: a rotation, and the best scale for it
+        "rotation"                 the same Q, and the scale with y's variance
+        "reduced rank"             least squares with W of at most this `rank`
+        "assignment"               for each y one x of its own, by |correlation|
+        "permutation with scales"  for each y one x, times a factor from 0 on
+        "doubly stochastic"        W = s D, D in the hull of all permutations
+        "sparse"                   for each y at most `rank` x, chosen greedily
+
+    `m`: the moments. `ridge`: ρ ≥ 0, relative to the mean variance of x. All but "identity" have the bias that makes
+    the means agree. Returns an AffineMap in float64.
+    Raises UnknownName; ShapeMismatch for "identity" with p ≠ q; BadValue for a rank or a ridge out of range and what is
+    no Moments; BadData for moments of no samples.
+    Sources: Csiszárik et al. 2021 (least squares, rotations, low rank; uncentred and without scale in their code),
+    Schönemann 1966, Izenman 1975, Li et al. 2016 (assignment), Godfrey et al. 2022 (permutations and their hull).
+    """
     if not isinstance(m, Moments):
         raise BadValue(f"direct matching takes Moments(p, q).update(x, y); given a {type(m).__name__}.")
     return choose(kind, DIRECT, "Unknown direct matching {}")(m, rank, ridge)
@@ -261,7 +281,8 @@ def departure(m: Moments, matched: AffineMap) -> float:
     """How far mapped activations leave the end network's own distribution: mean squared Mahalanobis distance per
     channel, in units of the own activations' (which have 1).
 
-        E[(z − μ)ᵀ (C_yy + ε I)⁻¹ (z − μ)] / E[(y − μ)ᵀ (C_yy + ε I)⁻¹ (y − μ)],   z = Wx + b,  ε = 10⁻³ trace(C_yy)/q
+        E[(z − μ)ᵀ (C_yy + ε I)⁻¹ (z − μ)] / E[(y − μ)ᵀ (C_yy + ε I)⁻¹ (y − μ)],
+        z = Wx + b,  ε = 10⁻³ trace(C_yy)/q
 
     Near 1: as spread out as its own; well above 1: the end network sees inputs that its own front never makes, the
     criticism of task-trained stitches by Balogh and Jelasity (2025). Below 1: shrunk, as least squares does.
@@ -280,7 +301,9 @@ BY_CHANCE = ("random", "perm", "eye", "ones-zeros")
 SOLVED = {name: name for name in ("ridge", "procrustes", "assignment", "sparse")} | {
     "ps_inv": "least squares", "reduced-rank": "reduced rank",
 }  # fmt: skip
+#: What a stitch starts from, see `initial_map`.
 INITS = (*BY_CHANCE, "ps_inv", "ridge", "procrustes", "reduced-rank", "assignment", "sparse")
+#: Which entries a masked stitch may use, see `mask_matrix`.
 MASKS = ("identity", "semi-match", "abs-semi-match", "assignment", "random-permutation")
 
 
@@ -288,7 +311,7 @@ def mask_matrix(kind: str, p: int, q: int, moments: Moments | None, generator: t
     """The 0/1 matrix (q, p) named `kind`, or None for "identity" (every entry may be used).
 
     semi-match, abs-semi-match (many-to-one) and assignment (one-to-one) come from the correlations in `moments`;
-    random-permutation is drawn from `generator`.
+    random-permutation is drawn from `generator`. Raises UnknownName.
     """
     choose(kind, MASKS, "Unknown mask {}")
     if kind == "identity":
@@ -317,7 +340,7 @@ def initial_map(
     random: torch's default for a 1x1 convolution, uniform in ±1/√p (low rank: orthogonal factors, bias 0; orthogonal:
     a random rotation); perm: one random permutation; eye: identity; ones-zeros: weights 1, bias 0; ps_inv: least
     squares, in the best member of the form (low rank: reduced-rank regression; orthogonal: Procrustes; masked: least
-    squares within the mask); the others as in DIRECT.
+    squares within the mask); ridge, procrustes, reduced-rank, assignment, sparse: as in `direct_matching`.
     Raises UnknownName; ShapeMismatch for perm and eye with p ≠ q; BadValue for an init that the form cannot hold.
     """
     check_init(kind, p, q, mask is not None, form)

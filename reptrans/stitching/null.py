@@ -24,7 +24,7 @@ from reptrans.training import accuracy
 
 class NullStitch(NamedTuple):
     """Of the score set, in [0, 1]: `accuracy` of the stitched network, `end_accuracy` of the end network by itself,
-    `relative_accuracy`, the one over the other, and `chance`, the share of the largest class."""
+    `relative_accuracy`, the one over the other, which may exceed 1, and `chance`, the share of the largest class."""
 
     accuracy: float
     end_accuracy: float
@@ -51,7 +51,8 @@ def stitch_from_others(
     `training` then trains it, a function of the stitched network and a loader of the fit set whose images are the
     front's activations: `lambda network, loader: train_stitch(network, loader, plan)`.
     The networks stay as they are. The front's activations of both sets, and the end's of the fit set, are held in
-    memory, without augmentation. Raises BadData for texts, and for several labels at once.
+    memory, without augmentation. Raises BadData for texts, and for several labels at once; LayerNotFound, CannotCut,
+    ShapeMismatch for layers.
     """
     _check(loaders)
     part = _frozen(nets[0])
@@ -81,7 +82,8 @@ def stitch_from_noise(
     variance: 0 gives the class away, 1 says nothing. Arguments and memory as in `stitch_from_others`.
     A front that is to share more than the labels has to exceed this. Least squares over channels makes the same output
     of x at every place, so maps that differ in place only are out of its reach; `flatten` and `training` are not held
-    back by that. Raises BadValue for a spread or a number of channels out of range, and BadData as there.
+    back by that. Raises BadValue for a spread or a number of channels out of range, else what `stitch_from_others`
+    does.
     Source: Smith et al. 2025, whose stitches are trained on the task: give `training`.
     """
     if not 0 <= spread <= 1:

@@ -40,7 +40,8 @@ def inverse_relative(front_anchors: Tensor, end_anchors: Tensor, rtol: float = 0
     With A (k, p) and B (k, q) the anchors, centred and normalised, the cosines of x are r = A (x − μ_a) / ‖x − μ_a‖. A
     direction y' with B y' = r is solved for by the pseudo-inverse, and given the length of x, in the end's unit s:
 
-        y = μ_b + s ‖x − μ_a‖ B⁺ r = μ_b + s B⁺ A (x − μ_a),   s² = Σ‖b − μ_b‖² / Σ‖a − μ_a‖²
+        y = μ_b + s ‖x − μ_a‖ B⁺ r = μ_b + s B⁺ A (x − μ_a),
+        s² = Σ‖b − μ_b‖² / Σ‖a − μ_a‖²
 
     Anchors are activations of the same examples in the same order: rows, or maps (k, c, h, w) and tokens (k, t, d),
     each of whose places is an anchor. Singular values of B below `rtol` of the largest count as 0: where the spaces

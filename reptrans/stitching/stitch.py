@@ -11,6 +11,7 @@ from reptrans.errors import BadValue, ShapeMismatch, choose
 from reptrans.layers.axes import patch_square
 from reptrans.layers.values import answer
 
+#: The forms of a `Stitch`.
 FORMS = ("free", "low rank", "orthogonal", "masked")
 
 
@@ -28,6 +29,8 @@ class Stitch(nn.Module):
     after, as Bansal et al. (2021) do.
     `weight` is always (out, in); `set` projects onto the form (low rank: truncated SVD; orthogonal: needs a
     scaled (semi-)orthogonal matrix; masked: entries outside the mask are dropped).
+    Raises ShapeMismatch for shapes that share no channel map and a mask of another one; UnknownName; BadValue for a
+    rank out of range and what is no shape.
     Source: Csiszárik et al. 2021; batch norm, orthogonal form and resizing are additions.
     """
 
@@ -64,7 +67,7 @@ class Stitch(nn.Module):
 
     @torch.no_grad()
     def set(self, weight: Tensor, bias: Tensor) -> "Stitch":
-        """Take over a dense map; a constrained form keeps its nearest member."""
+        """Take over a dense map, weight (out, in) and bias (out,), projected onto the form: see `Stitch`."""
         if parametrize.is_parametrized(self, "weight"):
             self.weight = weight.to(self.bias)
         else:
@@ -75,7 +78,7 @@ class Stitch(nn.Module):
     @torch.no_grad()
     def calibrate(self, mean_x: Tensor, var_x: Tensor, mean_y: Tensor, var_y: Tensor) -> "Stitch":
         """Let the batch norms, if there are any, change nothing at first: their statistics are those of the stitch's
-        input and output, and their scale and offset undo the normalisation."""
+        input, (in,), and output, (out,), and their scale and offset undo the normalisation."""
         for norm, mean, var in ((self.before, mean_x, var_x), (self.after, mean_y, var_y)):
             if norm is not None:
                 norm.running_mean.copy_(mean)

@@ -39,7 +39,8 @@ def train_stitch(
 ) -> "pd.DataFrame":
     """Train `network.stitch` on the task and return one row for each epoch.
 
-        loss = target loss + l1 · mean|W| + cka_reg · CKA(own activations, stitched activations)
+        loss = target loss + l1 · mean|W|
+               + cka_reg · CKA(own activations, stitched activations)
 
     Arguments: `target` as in `soft_target_loss`, with `parents` = (front's network, end's network) for the soft ones;
     `temperature` of soft targets; `l1` weights the mean absolute entry of the stitch's weight; `cka_reg` weights the
@@ -48,7 +49,7 @@ def train_stitch(
     Without augmentation the front's activations are computed once if they fit into `memory` GiB; the numbers are the
     same. `front_activations`: of every image of the loader's split, where they are known already.
     Rows: epoch, step, lr, the terms of the loss, accuracy on the training batches.
-    `checkpoint` as in `fit`: an interrupted call resumes.
+    `checkpoint` as in `fit`: an interrupted call resumes. Raises UnknownName (target), and what `fit` does.
     Source: Csiszárik et al. 2021 and their code (batch norm in eval mode, Adam, learning rate x0.1 after each third).
     """
     soft = needs_parents(target)
@@ -99,6 +100,7 @@ def _kept(
     return None if rest is None else rest | {"front": known}
 
 
+#: What a stitched network is trained towards: labels, or predictions of its parents, see `soft_target_loss`.
 TARGETS = ("hard", "soft_1", "soft_2", "soft_12", "soft_1_plus_2")
 
 

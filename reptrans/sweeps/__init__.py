@@ -1,9 +1,9 @@
 """Sweeps: one notebook with many parameters, on one machine or a cluster.
 
-sweep("notebooks/stitching.ipynb", {"layer": ["bn1", "bn3"], "seeds": [1, 2]}).rows
+    sweep("notebooks/stitching.ipynb", {"layer": ["bn1", "bn3"], "seeds": [1, 2]}).rows
 
-`points` says which runs there are, `attempt` does one of them as a process of its own, here or on a cluster, and
-`sweep` keeps them going and gathers what they leave.
+`points` says which runs there are; `sweep` does each as a process of its own, here or on a cluster, and gathers what
+they leave.
 """
 
 from reptrans.sweeps.points import points

@@ -30,8 +30,8 @@ def points(notebook: str | Path, grid: Grid | None = None, table: str | Path | N
 
     Raises:
         UnknownName: a name that is no parameter of the notebook.
-        BadValue: a text that is no value of the parameter's type; a name given twice; nothing given; more than `MOST`
-            runs.
+        BadValue: a text that is no value of the parameter's type; a name given twice; nothing given; more than
+            1,000,000 runs.
         BadData: a notebook or table that cannot be read.
     """
     known = declared(notebook)

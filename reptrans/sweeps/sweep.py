@@ -60,7 +60,8 @@ def sweep(
 
     `folder`: by default `<data>/sweeps/<notebook>-<hash>`, where the hash is of the notebook's code and all parameters.
     `workers`: how many runs at a time on this machine; None: one per GPU, else per core. `cluster`: instead, the
-    address of a Dask scheduler. `axes`: columns to draw, of `x`, `y`, `hue`; see `draw`.
+    address of a Dask scheduler. `axes`: columns to draw, of `x`, `y`, `hue`; by default the first parameter, the
+    accuracy (else the first number), and what tells the rows of a run apart (else the second parameter).
 
     Raises, before the first run starts: what `points` and the engines do; BadValue for a folder that holds another
     sweep or anything else, or at which one is at work. Later: CannotWrite for a full disk, NotAvailable for a scheduler

@@ -40,7 +40,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 def predict(net: nn.Module, loader: Iterable) -> tuple[Tensor, Tensor]:
     """(logits, labels) of all the loader's images, in its order, on the CPU; the network in eval mode meanwhile.
 
-    `loader`: batches as `evaluate` takes them.
+    `loader`: batches as `evaluate` takes them. Raises BadValue where it gives none.
     """
     with _answers(net, loader) as answers:
         pairs = [(logits.cpu(), labels.cpu()) for logits, labels in answers]
@@ -53,9 +53,9 @@ def evaluate(net: nn.Module, loader: Iterable, plan: Plan | None = None) -> dict
     """{"accuracy": in [0, 1], "cross_entropy": nats per image, "images": how many}, the network in eval mode meanwhile.
 
     `loader`: one of `dataset.loader`, a torch DataLoader, or any iterable of batches (images, labels), or of mappings
-    with both; they are moved to the network. `net` may return its logits in a dict or tuple (see `answer`). With a
-    `plan` of precision "bfloat16" the network computes in it. Means are over images, not over batches. For several true
-    labels at once both are also means over labels. Raises BadValue, BadData, ShapeMismatch.
+    with both; they are moved to the network. `net` may return its logits in a dict or tuple: "logits", else the first
+    tensor. With a `plan` of precision "bfloat16" the network computes in it. Means are over images, not over batches.
+    For several true labels at once both are also means over labels. Raises BadValue, BadData, ShapeMismatch.
     """
     sums, entries, images = [], 0, 0
     with _answers(net, loader, plan) as answers:

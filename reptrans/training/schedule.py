@@ -41,14 +41,18 @@ _NUMBERS = {
 class Plan:
     """All that decides how parameters move, apart from the objective and the data.
 
-    Defaults are those of the model-stitching study (Csiszárik et al. 2021, authors' code) with 30 epochs for 300.
-    `lr`: the highest learning rate. `momentum`, `nesterov`: for sgd alone. `weight_decay`: L2 for sgd and adam,
-    decoupled for adamw. `precision`: of the weights; "bfloat16" computes in bfloat16 where autocast allows and keeps
-    float32 weights. `portable`: the weights are rounded to `bits` significant bits, 24 being single precision, after
-    every step, so that a training in "float64" ends the same on every processor (see above); other precisions are left
-    as they are. `clip`: largest norm of all gradients together, None for no limit. `seed`: of dropout and the like.
-    `milestones`: of the schedule of this name, epochs from 1 on. `warmup`: epochs at the start over which the rate
-    rises. Raises BadValue.
+    Defaults are those of the model-stitching study (Csiszárik et al. 2021, authors' code) with 30 epochs for 300. `lr`:
+    the highest learning rate. `momentum`, `nesterov`: for sgd alone. `weight_decay`: L2 for sgd and adam, decoupled for
+    adamw. `precision`: of the weights; "bfloat16" computes in bfloat16 where autocast allows and keeps float32 weights.
+    `portable`: the weights are rounded to `bits` significant bits, 24 being single precision, after every step, so that
+    a training in "float64" ends the same on every processor (two processors add in different orders; what differs in
+    the last of 53 bits is wiped out before it grows); other precisions are left as they are. `clip`: largest norm of
+    all gradients together, None for no limit. `seed`: of dropout and the like. `warmup`: epochs at the start over which
+    the rate rises.
+    `optimiser`: "sgd", "adam", "adamw". `schedule`: "steps", x0.1 at a third and at two thirds of the epochs;
+    "one_cycle", from 1/25 up over the first 0.3 of the steps, then down to 1/250000; "cosine", down to 0; "constant";
+    "milestones", x0.1 after each of `milestones`, numbers of epochs from 1 on.
+    Raises BadValue.
     """
 
     epochs: int = 30
@@ -86,7 +90,7 @@ class Plan:
         return PRECISIONS[self.precision]
 
     def over(self, epochs: int) -> "Plan":
-        """The same over other epochs, with milestones and warm-up in proportion."""
+        """This plan over other epochs, with milestones and warm-up in proportion."""
         share = epochs / self.epochs
         milestones = sorted({round(share * m) for m in self.milestones} & set(range(1, epochs)))
         if self.milestones and not milestones:

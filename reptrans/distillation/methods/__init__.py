@@ -51,4 +51,5 @@ def _described(make: Callable[..., Method], entry: int | None, paper: str, loses
     return own_arguments(method)
 
 
+#: Every method by name: a function from a `Pair`, and options of its own, to a `Method`. UnknownName for other names.
 METHODS = Table("method of distillation", {name: _described(*line) for name, line in _METHODS.items()})

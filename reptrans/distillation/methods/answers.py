@@ -31,7 +31,7 @@ def kd(pair: Pair, *, temperature: float = 4.0, weight: float = 0.9, task: float
     return Method("kd", [Stage([CrossEntropy(task), logits(temperature, weight)])])
 
 
-def logits(temperature: float = 4.0, weight=1.0) -> Match:
+def logits(temperature: float = 4.0, weight: Weight = 1.0) -> Match:
     """The match of the softened logits, `weight` T^2 KL; other methods use it for their second stage."""
     scaled = (lambda p: weight(p) * temperature**2) if callable(weight) else weight * temperature**2
     return Match("out", "out", softened_kl(temperature), weight=scaled, name="kd")
@@ -42,7 +42,8 @@ def dkd(
 ) -> Method:
     """Decoupled knowledge distillation: what is said of the right class, and of the others, weighed apart.
 
-        L = CE + w(p) T^2 [ alpha KL(b_t || b_s) + beta KL(q_t || q_s) ],   w(p) = min(1, p / warmup)
+        L = CE + w(p) T^2 [ alpha KL(b_t || b_s) + beta KL(q_t || q_s) ],
+        w(p) = min(1, p / warmup)
 
     b = (p_y, 1 - p_y) are the softened probabilities of the label y and of all else (TCKD), q those of the other
     classes alone, which sum to 1 (NCKD). Plain distillation is KL(p_t || p_s) = KL(b_t || b_s) + (1 - p_y of the
@@ -70,7 +71,7 @@ def dkd(
 
 
 def with_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as they are."""
+    """(logits, labels) as they are: what `apart` compares."""
     return logits, labels
 
 

@@ -14,9 +14,11 @@ def at(
 ) -> Method:  # fmt: skip
     """Attention transfer: the student looks where the teacher looks, by its activations or by its gradient.
 
-        activation: L = CE + beta/2 sum_j || n(F(A_S^j)) - n(F(A_T^j)) ||_2,  n(v) = v / ||v||_2,
+        activation: L = CE + beta/2 sum_j || n(F(A_S^j)) - n(F(A_T^j)) ||_2,
+                    n(v) = v / ||v||_2,
                     F(A) = sum_c |A_c|^p or max_c |A_c|^p
-        gradient:   L = CE + beta/2 || J_S - J_T ||_2,  J = d CE(x, y) / d x of each image by itself
+        gradient:   L = CE + beta/2 || J_S - J_T ||_2,
+                    J = d CE(x, y) / d x of each image by itself
 
     Position: the end of every group; the image. No connector: channels are summed, sides averaged to the smaller.
     Source: Zagoruyko and Komodakis 2017. `like="authors"` is their code, which others took over: the *squared*
@@ -48,7 +50,8 @@ def at_gradient(pair: Pair, *, beta: float = 2.0) -> Method:
 def jacobian(pair: Pair, *, at_attention: bool = False, weight: float = 1.0) -> Method:
     """Jacobian matching: the student's answer changes with the image as the teacher's does.
 
-        L = (KD) + weight || J_s / ||J_s|| - J_t / ||J_t|| ||^2_2,  J = d z_y / d x of each image by itself
+        L = (KD) + weight || J_s / ||J_s|| - J_t / ||J_t|| ||^2_2,
+        J = d z_y / d x of each image by itself
 
     z_y is the logit of the image's class, or with `at_attention=True` the largest entry of the attention map sum_c
     |A_c| (averaged over windows of a third of its side) at the end of every group, whose unit map is matched too.

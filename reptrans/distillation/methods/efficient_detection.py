@@ -1,9 +1,13 @@
 """Entry 14, efficient object detection by distillation (Chen et al., NeurIPS 2017): classes, boxes and a hint.
 
-    L = L_RPN + L_RCN + gamma L_hint,    each module 1/N sum L_cls + lambda/N sum L_reg
-    L_cls = mu CE(P_s, y) + (1 - mu) L_soft,    L_soft = -sum_c w_c P_t,c ln P_s,c,    w = 1.5 for background, else 1
-    L_reg = smooth L1(R_s, y) + nu L_b,    L_b = |R_s - y|^2 if |R_s - y|^2 + m > |R_t - y|^2 else 0, for each box
-    L_hint = |V - Z|^2 (or L1), V the student's map after a 1x1 convolution, Z the teacher's
+    L = L_RPN + L_RCN + gamma L_hint,
+        each module 1/N sum L_cls + lambda/N sum L_reg
+    L_cls = mu CE(P_s, y) + (1 - mu) L_soft,
+        L_soft = -sum_c w_c P_t,c ln P_s,c,  w = 1.5 for background, else 1
+    L_reg = smooth L1(R_s, y) + nu L_b,  for each box
+        L_b = |R_s - y|^2 if |R_s - y|^2 + m > |R_t - y|^2 else 0
+    L_hint = |V - Z|^2 (or L1),
+        V the student's map after a 1x1 convolution, Z the teacher's
 
 Position: both modules' class scores and box offsets, on the same anchors and proposals for both networks; the hint on
 the backbone's map, with the convolution even where shapes agree. lambda = 1, gamma = nu = 0.5, temperature 1.

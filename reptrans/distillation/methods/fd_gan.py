@@ -2,12 +2,15 @@
 
 For a pair of images (x1, x2), the same person or not, a target pose map p_k and a real image y_k of x_k's person in it:
 
-    y'_k = G(p_k, E(x_k), z)                                the fake, z the same for both; p, y too for the same person
+    y'_k = G(p_k, E(x_k), z)          the fake; z is the same for both,
+                                      p and y too for the same person
     L_v  = CE(linear(BN((E(x1) - E(x2))^2)), same)          verification
-    L_id = GAN(D_id(x_k, y'_k)),  L_pd = GAN(D_pd(p_k, y'_k))   fool the two discriminators
-    L_r  = mean |y'_k - y_k|,  L_sp = mean |y'_1 - y'_2| over pairs of the same person
-    L    = w_v L_v + w_id L_id + w_pd L_pd + w_r L_r + w_sp L_sp          for E and G
-    L_D  = (BCE(D(real), 1) + BCE(D(fake), 0)) / 2                        for each discriminator
+    L_id = GAN(D_id(x_k, y'_k)),  L_pd = GAN(D_pd(p_k, y'_k))
+                                      fool the two discriminators
+    L_r  = mean |y'_k - y_k|
+    L_sp = mean |y'_1 - y'_2|         over pairs of the same person
+    L    = w_v L_v + w_id L_id + w_pd L_pd + w_r L_r + w_sp L_sp    for E and G
+    L_D  = (BCE(D(real), 1) + BCE(D(fake), 0)) / 2     for each discriminator
 
 Position: E's code, which G sees with the pose and the noise; E itself sees the image alone.
 Source: the paper; authors' code yxgeee/FD-GAN (labels, presets). Terms are means over all elements, as there.
@@ -70,7 +73,8 @@ def discriminator_loss(real: Tensor, fake: Tensor, labels: tuple[float, float] =
 
 
 def discriminator_labels(generator: torch.Generator, smooth: bool = True, swap: float = SWAP) -> tuple[float, float]:
-    """Labels (for real, for fake): from U(0.7, 1) and U(0, 0.3), or 1 and 0; changed over with probability `swap`."""
+    """Labels (for real, for fake): from U(0.7, 1) and U(0, 0.3), or 1 and 0; changed over with probability `swap`, by
+    default the 1 / 10001 of the authors' code."""
     first, second, change = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
     labels = (0.7 + 0.3 * first, 0.3 * second) if smooth else (1.0, 0.0)
     return labels[::-1] if change < swap else labels

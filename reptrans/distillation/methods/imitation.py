@@ -1,7 +1,9 @@
 """Entry 2, fine-grained feature imitation (Wang et al., CVPR 2019): copy the teacher's map only near objects.
 
-    m_g(i, j, k) = IoU(box g, anchor k at place (i, j)),    I(i, j) = 1 if any m_g(i, j, k) > psi * max(m_g)
-    L_im = 1 / (2 N_p) sum_ij I(i, j) sum_c (f(s)_cij - t_cij)^2,    N_p = sum I,    total L_detection + 0.01 L_im
+    m_g(i, j, k) = IoU(box g, anchor k at place (i, j))
+    I(i, j) = 1 if any m_g(i, j, k) > psi * max(m_g)
+    L_im = 1 / (2 N_p) sum_ij I(i, j) sum_c (f(s)_cij - t_cij)^2,  N_p = sum I
+    total: L_detection + 0.01 L_im
 
 Position: the backbone's map, which feeds the region proposals; f is a 3x3 convolution and a ReLU.
 Source: the authors' code. Deviations: boxes are continuous, x2 - x1 wide, not inclusive corners (add 1 to x2 and y2 for
@@ -35,7 +37,7 @@ ROW = {
 
 
 def imitation_mask(anchors: Tensor, boxes: Tensor, psi: float = 0.5) -> Tensor:
-    """The places near objects, (h, w) bool: I above for one image and one feature level.
+    """The places near objects, (h, w) bool: I of the formula, for one image and one feature level.
 
     `anchors`: (h, w, k, 4), also those crossing the border. `boxes`: (g, 4), g from 0 on. Both x1, y1, x2, y2 in
     pixels. `psi` in [0, 1): 0 keeps every place that overlaps, near 1 only each box's best. Raises BadValue,
@@ -65,7 +67,7 @@ def imitation_masks(anchors: Sequence[Tensor], boxes: Tensor, psi: float = 0.5) 
 
 
 def imitation_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """L_im above, a scalar from 0 on; exactly 0, with a zero gradient, for an empty mask.
+    """The L_im of the formula, a scalar from 0 on; exactly 0, with a zero gradient, for an empty mask.
 
     `student` (after f) and `teacher`: (n, c, ...) of one shape; `mask`: (n, ...) bool; for several levels flatten and
     join their places. No gradient reaches the teacher. Raises ShapeMismatch.
@@ -81,7 +83,8 @@ def imitation_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
 
 
 def imitation_connector(student: int, teacher: int, seed: int = 0) -> nn.Sequential:
-    """f above, (n, student, h, w) -> (n, teacher, h, w): weights N(0, 1e-4²) drawn with `seed`, biases 0."""
+    """f of the formula for L_im, (n, student, h, w) -> (n, teacher, h, w): weights N(0, 1e-4²) drawn with `seed`,
+    biases 0."""
     with drawing(seed):
         conv = nn.Conv2d(student, teacher, 3, padding=1)
         nn.init.normal_(conv.weight, std=1e-4)

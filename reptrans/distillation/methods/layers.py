@@ -38,7 +38,8 @@ def nst(pair: Pair, *, kernel: str = "polynomial", weight: float | None = None, 
     student:
 
         L = CE + weight / 2 * MMD^2,
-        MMD^2 = mean_ii' k(p^i, p^i') + mean_jj' k(q^j, q^j') - 2 mean_ij k(p^i, q^j)     (biased; mean over images)
+        MMD^2 = mean_ii' k(p^i, p^i') + mean_jj' k(q^j, q^j')
+                - 2 mean_ij k(p^i, q^j)               (biased; mean over images)
 
     with k(x, y) = x.y ("linear"), (x.y + c)^d ("polynomial"), exp(-||x - y||^2 / (2 sigma^2)) ("gaussian", sigma^2 the
     mean squared distance of the image's teacher-student pairs, held constant).
@@ -111,7 +112,8 @@ def fsp(pair: Pair, *, connector: bool = True, share: float = 0.3, lr: float = 1
     """Flow of the solution procedure (FSP): the student first learns how the teacher's features change in between.
 
         stage 1: L_FSP = sum_k || G_k^T - G_k^S ||^2_F   (mean over images),
-                 G[i, j] = 1/(h w) sum_hw F1[i, h, w] F2[j, h, w], an (m, n) matrix of the channels of two layers
+                 G[i, j] = 1/(h w) sum_hw F1[i, h, w] F2[j, h, w],
+                 an (m, n) matrix of the channels of two layers
         stage 2: CE
 
     Position: the first and the last activation of every group; of two maps the larger is max-pooled to the smaller.
@@ -184,13 +186,16 @@ gram.label, squared_frobenius.label = "Gram of two layers, max-pooled", "squared
 def lsl(pair: Pair, *, pairs: int = 2, dimension: int = 64, weight: float = 1.0, seed: int = 0) -> Method:
     """Layer-level distillation: pairs of layers are chosen by Gram matrices, and aligned in a common vector space.
 
-        L = CE + weight sum_k || X_t^k - X_s^k ||_2      (not squared; mean over images),   X = P pooled(F)
+        L = CE + weight sum_k || X_t^k - X_s^k ||_2  (not squared; mean over images),
+        X = P pooled(F)
 
     X_t = P_t pooled(F_t) with a fixed random P_t, X_s = P_s pooled(F_s) + b with P_s and b trained; both of
     `dimension`. The choice: g_l(x) are the unit pooled features of layer l, mu_lc their mean over class c, and with
     unit vectors n(.)
-        G_l[c, c'] = n(mu_lc) . n(mu_lc'),   a_l = mean of |G_l| off its diagonal        (how similar are the classes?)
-        A[l, l'] = n(vec G_l) . n(vec G_l'),   b_l = mean of A[l, l'] over l' != l       (how similar are the layers?)
+        G_l[c, c'] = n(mu_lc) . n(mu_lc')
+        a_l = mean of |G_l| off its diagonal      (how similar are the classes?)
+        A[l, l'] = n(vec G_l) . n(vec G_l')
+        b_l = mean of A[l, l'] over l' != l       (how similar are the layers?)
     and the layers with the smallest a_l + b_l are taken, as many in the student as in the teacher, paired in depth's
     order.
 
@@ -275,7 +280,7 @@ def class_gram(features: Tensor, labels: Tensor) -> Tensor:
 
 
 def fixed_projection(dimension: int, seed: int) -> Learned:
-    """P_t after pooling, entries N(0, 1 / c) drawn with `seed`; nothing trains it."""
+    """P_t of `lsl`, after pooling the teacher's features: entries N(0, 1 / c) drawn with `seed`; nothing trains it."""
 
     def make(seen: Seen) -> nn.Module:
         module = _projection(seen.teacher[0], dimension, bias=False)
@@ -287,7 +292,7 @@ def fixed_projection(dimension: int, seed: int) -> Learned:
 
 
 def trained_projection(dimension: int) -> Learned:
-    """P_s and b after pooling."""
+    """P_s and b of `lsl`, after pooling the student's features; both are trained."""
     return Learned(lambda seen: _projection(seen.student[0], dimension, bias=True), "projection")
 
 

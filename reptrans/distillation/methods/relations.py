@@ -17,7 +17,8 @@ from reptrans.similarity.cka import squared_distances
 def sp(pair: Pair, *, weight: float = 3000.0, everywhere: bool = False) -> Method:
     """Similarity preserving: two images that activate the teacher similarly activate the student similarly.
 
-        L = CE + gamma / b^2 || G_T - G_S ||^2_F,   G = rows of Q Q^T, each divided by its L2 norm,   Q (b, c h w)
+        L = CE + gamma / b^2 || G_T - G_S ||^2_F,
+        G = rows of Q Q^T, each divided by its L2 norm,   Q (b, c h w)
 
     over the b images of a batch.
     Position: the end of the last group. No connector: G is (b, b) whatever the features' shape. One stage.
@@ -44,8 +45,10 @@ similarities.label = "unit rows of the batch's Gram"
 def rkd(pair: Pair, *, distance: float = 25.0, angle: float = 50.0) -> Method:
     """Relational knowledge distillation: distances and angles between images are the same in both networks.
 
-        L = CE + w_D mean_ij h(psi_T(i, j), psi_S(i, j)) + w_A mean_ijk h(cos_T(i, j, k), cos_S(i, j, k))
-        psi(i, j) = ||f_i - f_j||_2 / mu, mu the batch's mean distance;  cos(i, j, k) of the angle at j between i and k;
+        L = CE + w_D mean_ij h(psi_T(i, j), psi_S(i, j))
+               + w_A mean_ijk h(cos_T(i, j, k), cos_S(i, j, k))
+        psi(i, j) = ||f_i - f_j||_2 / mu, mu the batch's mean distance
+        cos(i, j, k) of the angle at j between i and k
         h = Huber's loss: x^2 / 2 for a difference |x| <= 1, |x| - 1/2 beyond
 
     Position: what the classifiers get. No connector: dimensions may differ. One stage.
@@ -78,7 +81,7 @@ def angles(x: Tensor) -> Tensor:
 
 
 def huber(teacher: Tensor, student: Tensor) -> Tensor:
-    """h, mean over all entries."""
+    """h of `rkd`, Huber's loss, of equal shapes; mean over all entries."""
     return F.smooth_l1_loss(student, same_shape(teacher, student))
 
 
@@ -93,7 +96,8 @@ huber.label, distances.label, angles.label = "Huber", "relative distances", "ang
 def cc(pair: Pair, *, gamma: float = 0.4, order: int = 2, weight: float = 100.0) -> Method:
     """Correlation congruence: the kernel of any two images of a batch is the same in both networks.
 
-        L = CE + beta / b^2 || C_T - C_S ||^2_F,   C_ij = sum_{p=0..P} exp(-2 gamma) (2 gamma)^p / p! (f_i . f_j)^p
+        L = CE + beta / b^2 || C_T - C_S ||^2_F,
+        C_ij = sum_{p=0..P} exp(-2 gamma) (2 gamma)^p / p! (f_i . f_j)^p
 
     with unit features f: the Taylor polynomial of exp(-gamma ||f_i - f_j||^2).
     Position: what the classifiers get. No connector: dimensions may differ. One stage.
@@ -133,9 +137,12 @@ def pkt(
 ) -> Method:  # fmt: skip
     """Probabilistic knowledge transfer: who is near whom in the batch is the same for the student as for the teacher.
 
-        p_i|j = K(t_i, t_j) / sum_{k != j} K(t_k, t_j),  q likewise of the student's features s
-        L = sum_j sum_{i != j} p_i|j ln(p_i|j / q_i|j)                          (a sum over the batch, 0 for two images)
-        K(a, b) = (cos(a, b) + 1) / 2 ("cosine"),  exp(-||a - b||^2 / sigma) ("gaussian")
+        p_i|j = K(t_i, t_j) / sum_{k != j} K(t_k, t_j),
+        q likewise of the student's features s
+        L = sum_j sum_{i != j} p_i|j ln(p_i|j / q_i|j)
+            (a sum over the batch, 0 for two images)
+        K(a, b) = (cos(a, b) + 1) / 2 ("cosine"),
+                  exp(-||a - b||^2 / sigma) ("gaussian")
 
     Position: what the classifiers get. No connector: dimensions may differ.
     Stages: the transfer alone, over all that comes before the classifier, then the task; or no task, or both
@@ -217,7 +224,8 @@ def lp(pair: Pair, *, neighbours: int = 5, sigma: float | None = None, weight: f
     """Locality preserving: images that are near each other for the teacher are drawn together in the student.
 
         L = CE + gamma L_LP,   L_LP = 1/m sum_ij a_ij ||s_i - s_j||^2_2,
-        a_ij = exp(-||t_i - t_j||^2 / sigma^2) if j is one of the k nearest of i in the teacher's space, else 0
+        a_ij = exp(-||t_i - t_j||^2 / sigma^2)
+               if j is one of the k nearest of i in the teacher's space, else 0
 
     over the m images of a batch; a is not symmetric. The same is 2/m tr(S^T D S), D the graph Laplacian of (a + a^T) /
     2.

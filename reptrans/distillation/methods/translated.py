@@ -33,8 +33,10 @@ def ft(
 ) -> Method:
     """Factor transfer: a paraphraser says the teacher's map in fewer channels, a translator brings the student's there.
 
-        stage 1: L_rec = ||x - P(x)||   over the paraphraser P = decoder(encoder(x)) of the teacher's map x
-        stage 2: L = CE + beta || n(F_T) - n(F_S) ||_p,  F_T = encoder(x_T),  F_S = translator(x_S),  n(v) = v / ||v||_2
+        stage 1: L_rec = ||x - P(x)||   over the paraphraser
+                 P = decoder(encoder(x)) of the teacher's map x
+        stage 2: L = CE + beta || n(F_T) - n(F_S) ||_p,
+                 F_T = encoder(x_T),  F_S = translator(x_S),  n(v) = v / ||v||_2
 
     n is over all elements of an image's factor, which has round(k c) channels, k = 0.5; p = 1.
     Position: the end of the last group, after ReLU. Encoder: three 3x3 convolutions, each with LeakyReLU(0.1),
@@ -133,7 +135,8 @@ def _three(kind: type[nn.Module], channels: tuple[int, int, int, int]) -> nn.Seq
 def feed(pair: Pair, *, rounds: int = 1, p: float = 1, like: str = "authors", beta: float | None = None) -> Method:
     """Feature-level ensemble: one non-linear transformation of the student's map for every teacher.
 
-        L = CE + beta sum_n || n(x_T^n) - n(NTL_n(x_S)) ||_p,   n(v) = v / ||v||_2 over all elements of an image, p = 1
+        L = CE + beta sum_n || n(x_T^n) - n(NTL_n(x_S)) ||_p,   p = 1,
+        n(v) = v / ||v||_2 over all elements of an image
 
     Several teachers at once (parallel), or `rounds` above 1 (sequential): the trained student is the only teacher of
     the next round's, which starts where the first did. Position: the end of the last group, after ReLU; the teachers'
@@ -168,7 +171,8 @@ _LEAST_VARIANCE = 1e-5
 def vid(pair: Pair, *, like: str = "authors", weight: float = 1.0, variance: float = 5.0) -> Method:
     """Variational information distillation: the student's features predict the teacher's, as well as a Gaussian can.
 
-        L = CE + sum_k lambda_k L_k,   L_k = sum_chw [ ln sigma_c + (t_chw - mu_chw(s))^2 / (2 sigma_c^2) ]
+        L = CE + sum_k lambda_k L_k,
+        L_k = sum_chw [ ln sigma_c + (t_chw - mu_chw(s))^2 / (2 sigma_c^2) ]
 
     mu is learned from the student's features, sigma^2_c = ln(1 + exp(alpha_c)) + 1e-5 is learned for every channel of
     the teacher and starts at 5. -L_k bounds the mutual information of both layers from below, up to a constant. It has
@@ -225,7 +229,7 @@ def surprise(teacher: Tensor, student: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def mean_surprise(teacher: Tensor, student: tuple[Tensor, Tensor]) -> Tensor:
-    """The same divided by the number of elements of an image's features."""
+    """`surprise` divided by the number of elements of an image's features."""
     return surprise(teacher, student) / teacher[0].numel()
 
 
@@ -236,8 +240,9 @@ def review(pair: Pair, *, weight: float = 5.0, warmup: float = 1 / 12) -> Method
     """Knowledge review: each level of the student, joined with all deeper ones, is to say what the teacher's says.
 
         L = CE + weight w(p) sum_k HCL(F_t^k, A_k),   w(p) = min(1, p / warmup)
-        X_K = Y_K,   X_k = a o Y_k + b o up(X_{k+1}),   (a, b) = sigmoid(conv([Y_k, up(X_{k+1})])),   Y_k = conv1(F_s^k)
-        A_k = conv2(X_k),   HCL(T, A) = sum_l 2^-l MSE(pool_l T, pool_l A) / sum_l 2^-l
+        Y_k = conv1(F_s^k),   X_K = Y_K,   X_k = a o Y_k + b o up(X_{k+1}),
+        (a, b) = sigmoid(conv([Y_k, up(X_{k+1})])),   A_k = conv2(X_k)
+        HCL(T, A) = sum_l 2^-l MSE(pool_l T, pool_l A) / sum_l 2^-l
 
     The attention-based fusion (ABF) has two maps, a and b, for each place; conv1 is a 1x1 and conv2 a 3x3 convolution
     without bias, each with batch norm; all X have min(512, the channels of the student's deepest level). up and what

@@ -34,8 +34,10 @@ from reptrans.matching import (
 def fitnets(pair: Pair, *, like: str = "paper", share: float = 0.3, temperature: float = 3.0) -> Method:
     """FitNets: the student's middle layer learns to predict the teacher's, then all of it learns from the logits.
 
-        stage 1: L_HT = 1/2 ||u_h(x) - r(v_g(x); W_r)||^2     (hint layer u_h, guided layer v_g, regressor r)
-        stage 2: L_KD = CE + lambda H(P_t, P_s), softened by T = 3, lambda falling in a straight line from 4 to 1
+        stage 1: L_HT = 1/2 ||u_h(x) - r(v_g(x); W_r)||^2
+                 (hint layer u_h, guided layer v_g, regressor r)
+        stage 2: L_KD = CE + lambda H(P_t, P_s), softened by T = 3,
+                 lambda falling in a straight line from 4 to 1
 
     Position: the middle of both networks, after the activation. Connector: a convolution without padding whose kernel
     takes the student's side to the teacher's, with the hint's own activation and no batch norm; sides smaller than the
@@ -83,12 +85,13 @@ def regressor() -> Learned:
 def sskd(pair: Pair, *, share: float = 0.5, head_plan: Mapping[str, object] | None = None) -> Method:
     """Stage by stage: every group of the student learns the teacher's map by itself, on top of those that are done.
 
-        stage k = 1..K: L_k = || f_t^k - r_k(f_s^k) ||^2_2 over group k alone,    stage K + 1: CE over the head alone
+        stage k = 1..K: L_k = || f_t^k - r_k(f_s^k) ||^2_2 over group k alone
+        stage K + 1:    CE over the head alone
 
     Position: the end of every group. Connector r_k: none where channels agree, else a 1x1 convolution, left behind.
     What earlier stages moved is frozen, batch norm's statistics included. No loss has a weight, for none stands beside
     another.
-    Source: Gao et al. 2018. No code is published; the connector is our reading, `head` ours. Deviations: L_k is
+    Source: Gao et al. 2018. No code is published; the connector is our reading, `head_plan` ours. Deviations: L_k is
     averaged over elements, so that one learning rate suits all groups; sides are averaged to the smaller.
     Common errors: ||f_t^2 - f_s^2||, the square in the wrong place; freezing by gradients alone, while batch norm in
     train mode goes on moving its statistics; no loss for the head.
@@ -112,7 +115,8 @@ def ab(
 ) -> Method:  # fmt: skip
     """Activation boundaries: first the student's neurons become active where the teacher's are, then comes the task.
 
-        stage 1: L_AB = sum_l 2^(l-L) || rho(t_l) o sigma(mu - r(s_l)) + (1 - rho(t_l)) o sigma(mu + r(s_l)) ||^2_2
+        stage 1: L_AB = sum_l 2^(l-L) || rho(t_l) o sigma(mu - r(s_l))
+                                         + (1 - rho(t_l)) o sigma(mu + r(s_l)) ||^2_2
         stage 2: T^2 KL(softmax(z_t / T) || softmax(z_s / T)) alone, T = 3
 
     rho(t) = 1 where t > 0, else 0; sigma is the ReLU, mu = 1 the margin.
@@ -162,7 +166,8 @@ active.label = "sign"
 def ofd(pair: Pair, *, alpha: float = 1e-3, mode: str = "batch") -> Method:
     """Overhaul of feature distillation: values before ReLU, where it matters not how far negative the teacher's are.
 
-        L = CE + alpha sum_l 2^(l-L) d_p(sigma_m(t_l), r_l(s_l)),  sigma_m(t) = max(t, m_c), m_c = E[t_c | t_c < 0] < 0
+        L = CE + alpha sum_l 2^(l-L) d_p(sigma_m(t_l), r_l(s_l)),
+        sigma_m(t) = max(t, m_c),  m_c = E[t_c | t_c < 0] < 0
         d_p(T, S) = sum_i 0 if S_i <= T_i <= 0, else (T_i - S_i)^2
 
     After a batch norm with scale gamma and shift beta, t_c ~ N(beta, gamma^2), and the margin has a closed form.
@@ -184,7 +189,8 @@ def ofd(pair: Pair, *, alpha: float = 1e-3, mode: str = "batch") -> Method:
 
 
 def partial_l2(teacher: Tensor, student: Tensor) -> Tensor:
-    """d_p above, summed inside an image, mean over images; from 0 on; equal shapes (n, ...). Raises ShapeMismatch."""
+    """d_p of `ofd`, summed inside an image, mean over images; from 0 on; equal shapes (n, ...). Raises
+    ShapeMismatch."""
     target = same_shape(teacher, student)
     skipped = (student <= target) & (target <= 0)
     return per_image((target - student).square().masked_fill(skipped, 0.0))
@@ -267,8 +273,10 @@ def dk2(
 ) -> Method:
     """DK2PNet: convolutions with one dominant kernel for each input channel, taught by the teacher's hidden responses.
 
-        K_nc ~ a_nc D_c: a k x k kernel D_c per input channel, then a 1x1 convolution a; k^2 c + n c weights, not k^2nc
-        stage 1: L_KP = sum_l -sum_i P_t ln P_s,  P = softmax(z / tau) over all elements of the map that ends group l
+        K_nc ~ a_nc D_c: a k x k kernel D_c per input channel, then a
+                 1x1 convolution a; k^2 c + n c weights, not k^2 n c
+        stage 1: L_KP = sum_l -sum_i P_t ln P_s,  P = softmax(z / tau)
+                 over all elements of the map that ends group l
         stage 2: CE, or with softened logits beside it
 
     The student is the teacher with dominant layers (or the given student with them), each the closest to its
