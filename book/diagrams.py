@@ -47,7 +47,7 @@ def stitching() -> Drawing:
     d.arrow(stitch, other[3])
     d.label(250, 22, "front: network 1 up to the layer, frozen")
     d.label(480, 235, "end: network 2 after the layer, frozen")
-    d.label(346, 100, "x", "strong")
+    d.label(396, 92, "x", "strong")
     return d
 
 
@@ -311,7 +311,7 @@ def knowledge_extension() -> Drawing:
     d.label(375, 158, "the new network leaves: S down", anchor="start")
     d.label(285, 20, "old network, frozen")
     d.label(285, 236, "new network")
-    d.arrow(new[3], d.box(560, 200, "label", w=66), "right", "dashed", both=True)
+    d.arrow(new[3], d.box(616, 200, "label", w=66), "cross-entropy", "dashed", both=True)
     return d
 
 
