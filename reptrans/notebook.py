@@ -237,7 +237,9 @@ def _decimals(sd: float, most: int) -> int:
 
 
 def _p(value: float, digits: int) -> str:
-    """A p-value is never 0."""
+    """A p-value is never 0; of none, nothing."""
+    if pd.isna(value):
+        return ""
     least = 10.0**-digits
     return f"<{least:.{digits}f}" if value < least / 2 else f"{round(float(value), digits):.{digits}f}"
 

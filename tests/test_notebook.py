@@ -234,11 +234,12 @@ def test_halves_are_rounded_as_python_rounds_them(capsys):
 
 
 def test_heads_are_for_readers(capsys):
-    table = pd.DataFrame({"rows_name": ["a_1"], "p": [0.0001], "with_depth": [0.5]}).set_index("rows_name")
-    show(table.rename_axis(columns="what"), digits=3)
-    head, row = capsys.readouterr().out.splitlines()[:2]
+    table = pd.DataFrame({"rows_name": ["a_1", "b"], "p": [0.0001, None], "with_depth": [0.5, 0.25]})
+    show(table.set_index("rows_name").rename_axis(columns="what"), digits=3)
+    head, row, undecided = capsys.readouterr().out.splitlines()[:3]
     assert head.split() == ["rows", "name", "p", "with", "depth"]
     assert row.split() == ["a_1", "<0.001", "0.500"]
+    assert undecided.split() == ["b", "0.250"]
 
 
 class Digits(Parameters):
