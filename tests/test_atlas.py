@@ -8,8 +8,8 @@ from scipy.stats import norm, rankdata, spearmanr
 from scipy.stats import t as student_t
 
 from reptrans.distillation import distill
-from reptrans.errors import BadData, BadValue, LayerNotFound
-from reptrans.experiments.atlas import AtlasRun, atlas
+from reptrans.errors import BadData, BadValue, LayerNotFound, ShapeMismatch
+from reptrans.experiments.atlas import AtlasRun, atlas, check
 from reptrans.experiments.ranks import partial_correlation, profiles, rank_correlations
 from reptrans.experiments.similarity import rank_agreement, same_layers
 
@@ -28,6 +28,15 @@ def run(tmp_path_factory):
         p = AtlasRun(**SMALL)
         dataset = p.load()
         yield p, dataset, folder, atlas(p, dataset, lambda name: folder / name)
+
+
+def test_all_layers_are_all_that_a_student_can_be_matched_with(run):
+    p, dataset, *_ = run
+    given = p.model_copy(update={"layers": "all"})
+    every = ["conv1", "bn1", "relu1", "pool1", "conv2", "bn2", "relu2", "pool2", "conv3", "bn3", "relu3", "avgpool"]
+    assert check(given, dataset) == every  # not "flatten", which gives vectors
+    with pytest.raises(ShapeMismatch, match="A pair needs two layers of maps"):
+        check(given.model_copy(update={"student_layers": "relu2,flatten"}), dataset)
 
 
 def values_of(rows: pd.DataFrame, quantity: str, seed: int) -> list[float]:

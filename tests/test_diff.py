@@ -24,7 +24,6 @@ from reptrans.experiments.verdict import barriers, verdict
 from reptrans.merging.units import permuted, unit_groups
 from reptrans.models import build
 from reptrans.notebook import checked
-from reptrans.paths import shipped_networks
 from reptrans.runs import Run
 
 FEW = DiffRun(layers=3, orders=20, images=60, fit_images=100, scored=100, pictures=4, steps=3)
@@ -278,8 +277,9 @@ def run(**given):
     return checked(DiffRun, {"dataset": "digits", "image_size": 0, **given})
 
 
-def test_a_file_says_which_network_it_is_of(tmp_path, net):
-    own = next(shipped_networks().glob("cnn3_w8-digits-s1*"))
+def test_a_file_says_which_network_it_is_of(tmp_path, net, digits):
+    trained("cnn3_w8", digits, 1, folder=tmp_path)
+    own = next(tmp_path.glob("cnn3_w8-digits-s1*.safetensors"))
     torch.save({"state_dict": net.state_dict()}, tmp_path / "plain.pt")
     a, b = sides(run(a=str(own), b=str(tmp_path / "plain.pt")))
     assert a.net.conv1.weight.shape == b.net.conv1.weight.shape and a.data is b.data

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ from reptrans.experiments.parameters import DatasetParameters, Keep, Names, Posi
 from reptrans.experiments.similarity import LayersCompared, each_pair, rehearse, same_layers
 from reptrans.experiments.stitching import StitchingRun, layer_pairs, network_pairs, stitch_networks
 from reptrans.l2t import Matching
+from reptrans.l2t.matching import both
 from reptrans.layers import cuttable_layers
 from reptrans.matching import Positions, Teacher
 from reptrans.models import build
@@ -37,17 +39,18 @@ class AtlasRun(LayersCompared):
     """Pairs of networks A and B, the layers, and what is asked of each of them.
 
     Networks, data, `layers`, `measures`, `fold`, `images`, `epochs` as in LayersCompared, but for `measures` of "",
-    which are five that win elsewhere; `limit` also bounds the images that stitches are fitted on. `test_images`: evenly
-    spaced ones that accuracies are of; 0 takes all. `student`, from `labelled` images of each class and for
-    `student_epochs`: by `method` (with `options`, as in DistillationRun, its published weights times `factor`) from one
-    layer of A to the last of `student_layers`, and by L2T-ww from all layers of A to all of these. `pictures`: evenly
-    spaced test images, recovered from A's layers in `steps` steps.
+    which are five that win elsewhere, and `layers` of "all", which leaves out vectors where the student's layers give
+    maps, and the reverse. `limit` also bounds the images that stitches are fitted on. `test_images`: evenly spaced ones
+    that accuracies are of; 0 takes all. `student`, from `labelled` images of each class and for `student_epochs`: by
+    `method` (with `options`, as in DistillationRun, its published weights times `factor`) from one layer of A to the
+    last of `student_layers`, and by L2T-ww from all layers of A to all of these. `pictures`: evenly spaced test images,
+    recovered from A's layers in `steps` steps.
     """
 
     image_size: int = Field(0, ge=0)
-    front_model: str = "cnn3_w8"
-    end_model: str = "cnn3_w8"
-    layers: str = "conv1,relu1,pool1,conv2,relu2,pool2,conv3,relu3"
+    front_model: str = "cnn5_w8"
+    end_model: str = "cnn5_w8"
+    layers: str = "all"
     measures: str = Field("", validate_default=True)
     test_images: int = Field(0, ge=0)
     student: str = "cnn3_w4"
@@ -160,21 +163,28 @@ def check(p: AtlasRun, dataset: Dataset) -> list[str]:
     sides = network_pairs(p.stitching(p.layers), dataset)[0][1:]
     front_net, end_net = (side.untrained() for side in sides)
     layers = list(dict.fromkeys(name for name, _ in layer_pairs(p.stitching(p.layers), front_net, end_net)))
+    lesson = _Lesson(p, front_net, _few(p, dataset, 0), 0)
+    example = next(iter(lesson.train.plain())).images[:2]
+    if p.layers == "all":
+        sources, targets = both(lesson.student(), lesson.teacher.net, _product(layers, p), example)
+        axes = {x.ndim for x in targets.values()}
+        layers = [layer for layer in layers if sources[layer].ndim in axes]
     if len(layers) < FEWEST_LAYERS:
         raise BadValue(
             f"{len(layers)} layers are named ({', '.join(layers)}), and a rank correlation needs {FEWEST_LAYERS} at "
             "least. Name more of them."
         )
     network_pairs(p.turned().stitching(p.layers), dataset)
-    lesson = _Lesson(p, front_net, _few(p, dataset, 0), 0)
     for layer in layers:
         lesson.method(layer)
     place = {"device": lesson.train.device, "dtype": lesson.plan.dtype}
     rehearse(p, [net.to(**place).eval() for net in (front_net, end_net)], dataset.loader("test", 100, **place))
-    example = next(iter(lesson.train.plain())).images[:2]
-    pairs = [(s, t) for s in layers for t in names(p.student_layers)]
-    Matching(lesson.student(), lesson.teacher.net, pairs, example)
+    Matching(lesson.student(), lesson.teacher.net, _product(layers, p), example)
     return layers
+
+
+def _product(layers: list[str], p: AtlasRun) -> list[tuple[str, str]]:
+    return list(product(layers, names(p.student_layers)))
 
 
 def _as_files(p: AtlasRun, dataset: Dataset, keep: Keep) -> AtlasRun:

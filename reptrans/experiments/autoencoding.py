@@ -284,7 +284,7 @@ def _of_training(trained: pd.DataFrame, other: pd.DataFrame, name: str) -> Itera
     gain = by_layer[0]["triviality"].mean() - by_layer[1]["triviality"].mean()
     beyond = [rows["label_agreement"].mean() - rows["blur_agreement"].mean() for rows in (trained, other)]
     against = f"trained - {name}"
-    yield "training keeps more of the image", against, f"T {gain.mean():+.2f}, mean over layers", gain.mean() > 0.05
+    yield "training keeps more of the image", against, f"T {gain.mean():+z.2f}, mean over layers", gain.mean() > 0.05
     if pd.notna(beyond[0]):
         told = f"{beyond[0]:.2f} and {beyond[1]:.2f} of the labels beyond a blur"
         yield "training keeps more of what the image means", against, told, beyond[0] > beyond[1] + 0.05

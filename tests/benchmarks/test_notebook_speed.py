@@ -37,7 +37,7 @@ def test_a_run_that_does_nothing(tmp_path):
 
     def run(source: str) -> float:
         given = nbformat.v4.new_notebook(
-            metadata={"kernelspec": {"name": "python3", "display_name": "", "language": ""}}
+            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
         )
         given.cells = [
             nbformat.v4.new_code_cell("", metadata={"tags": ["parameters"]}),
