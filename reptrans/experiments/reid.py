@@ -40,11 +40,11 @@ class ReidRun(Place):
     folder: str = ""
     landmarks: str = ""
     identities: int = Field(48, ge=4)
-    poses: int = Field(12, ge=6)
+    poses: int = Field(20, ge=6)
     held_out: int = Field(24, ge=2)
     height: int = Field(32, ge=16)
-    clutter: NotNegative = 3
-    model: str = "convs"
+    clutter: NotNegative = 0
+    model: str = "convs_flat"
     channels: Count = 16
     generator_channels: Count = 6
     weights: Literal[tuple(WEIGHTS)] = "paper"

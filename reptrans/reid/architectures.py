@@ -122,20 +122,24 @@ class IdentityDiscriminator(nn.Module):
 
 
 def encoder(model: str, size: tuple[int, int], seed: int = 0, channels: int = 16) -> Encoder:
-    """An untrained Encoder: "convs", four strided convolutions with batch norm and the mean over space, or `build`'s.
+    """An untrained Encoder: "convs", four strided convolutions with batch norm and the mean over space; "convs_flat",
+    three of them and all places side by side; or `build`'s.
 
     Of a network of `build` (any of its names) the last linear layer is taken off. Raises UnknownName; BadValue where
     the output is then not that layer's input; what else `build` raises.
     """
-    if model == "convs":
+    if model in ("convs", "convs_flat"):
+        flat = model == "convs_flat"
+        widths = [channels * w for w in (WIDTHS[:-1] if flat else WIDTHS)]
         with drawing(seed):
-            widths = [channels * w for w in WIDTHS]
             blocks = [_block(a, b, 2) for a, b in zip((3, *widths[:-1]), widths, strict=True)]
-        return Encoder(nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten()), widths[-1]).float()
+        places = -(-size[0] // 8) * -(-size[1] // 8) if flat else 1
+        ends = [nn.Flatten()] if flat else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        return Encoder(nn.Sequential(*blocks, *ends), widths[-1] * places).float()
     try:
         net = build(model, num_classes=2, image_size=size, seed=seed)
     except UnknownName as error:
-        raise UnknownName(f'{error} As an encoder also "convs".') from None
+        raise UnknownName(f'{error} As an encoder also "convs" and "convs_flat".') from None
     linear = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
     width = net.get_submodule(linear[-1]).in_features if linear else 0
     if linear:

@@ -13,7 +13,9 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("model", "width"), [("convs", 64), ("cnn3_w4", 16), ("resnet20_w1", 64), ("lenet", 84)])
+@pytest.mark.parametrize(
+    ("model", "width"), [("convs", 64), ("convs_flat", 384), ("cnn3_w4", 16), ("resnet20_w1", 64), ("lenet", 84)]
+)
 def test_encoders_give_codes_of_their_width(model, width):
     net = encoder(model, (32, 16) if model != "lenet" else (32, 32)).eval()
     found = net(normal(2, 3, *((32, 16) if model != "lenet" else (32, 32))))
@@ -27,12 +29,14 @@ def test_encoders_follow_from_their_seed_and_leave_the_random_state():
     weights = [next(net.parameters()) for net in (first, again, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     assert encoder("convs", (16, 8), channels=4).width == 16
+    flat = encoder("convs_flat", (20, 9), channels=4)  # sides that are no multiples of 8
+    assert flat(normal(2, 3, 20, 9)).shape == (2, flat.width) == (2, 12 * 3 * 2)
 
 
 def test_encoders_without_a_last_linear_layer_are_refused():
     with pytest.raises(BadValue, match="torchvision/squeezenet1_1 does not end in a linear layer"):
         encoder("torchvision/squeezenet1_1", (64, 32))
-    with pytest.raises(UnknownName, match='no network .conv.*As an encoder also "convs"'):
+    with pytest.raises(UnknownName, match='no network .conv.*As an encoder also "convs" and "convs_flat"'):
         encoder("conv", (64, 32))
 
 

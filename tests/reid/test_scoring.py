@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from reptrans.errors import BadData, ShapeMismatch
+from reptrans.errors import BadData, BadValue, ShapeMismatch
 from reptrans.reid import People, codes_of, find_again, pose_r2, retrieval, stick_figures
 
 
@@ -124,6 +124,14 @@ def test_pose_hidden_in_noise_is_read_in_part():
     assert found[0] > 0.8 and 0.3 < found[1] < 0.7 and -0.1 < found[2] < 0.3
 
 
+def test_more_features_than_images_and_features_that_rarely_speak_do_no_harm():
+    told = FIGURES.landmarks.flatten(1).double() / 3
+    seldom = torch.zeros(len(FIGURES), 40, dtype=torch.float64)
+    seldom[torch.arange(40) * 2 % len(FIGURES), torch.arange(40)] = 1e-3
+    assert pose_r2(Told(torch.cat([told, seldom], 1)), FIGURES) > 0.99
+    assert -0.05 < pose_r2(Told(normal(len(FIGURES), 400)), FIGURES) < 0.05
+
+
 def test_images_that_lack_a_joint_are_left_out():
     hidden, landmarks = FIGURES.landmarks.flatten(1).double() @ normal(12, 16), FIGURES.landmarks.clone()
     landmarks[:5, 2] = torch.nan
@@ -138,3 +146,5 @@ def test_pose_needs_landmarks_and_persons():
     few = FIGURES.select(FIGURES.identities < 15)
     with pytest.raises(BadData, match="3 persons have two images with all joints; 5 folds"):
         pose_r2(Pixels(), few)
+    with pytest.raises(BadValue, match="folds is 2"):
+        pose_r2(Pixels(), FIGURES, folds=2)
