@@ -27,6 +27,12 @@ class Book(NamedTuple):
     complaint: str
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First what takes long and cannot be divided, so that at the end no process has it while all others are done: the
+    book, which several files wait for, then the notebooks."""
+    items.sort(key=lambda item: (item.path.name != "test_book.py", item.path.suffix != ".ipynb"))
+
+
 @pytest.fixture(autouse=True)
 def same_draws() -> None:
     """A test that draws without a generator of its own draws the same in every run, whichever tests ran before it."""

@@ -124,6 +124,11 @@ def test_weights_without_values_are_refused(make, message, use):
         use(make())
 
 
+def test_a_comparison_says_what_weights_without_values_lack():
+    with pytest.raises(BadValue, match="on the device meta"):
+        compare(without_memory(), plain(), images(8), ["0"])
+
+
 class Turning(nn.Module):
     """Has complex weights, which a cast to real numbers would cut down to their first part."""
 

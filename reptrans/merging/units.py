@@ -141,6 +141,8 @@ def _check_plain(net: nn.Module) -> None:
                 f"layer {name!r} computes its weight from others (weight_norm, spectral_norm, pruning). Make it plain "
                 "first: remove_parametrizations(layer, 'weight') of torch.nn.utils.parametrize, or prune.remove."
             )
+    if name := next((name for name, weight in net.named_parameters() if weight.is_complex()), None):
+        raise BadValue(f"{name} of {type(net).__name__} is complex; units are aligned and matched by real numbers.")
 
 
 def _traced(net: nn.Module) -> Traced:

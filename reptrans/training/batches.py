@@ -98,7 +98,7 @@ def answers_of(net: nn.Module, images: Tensor) -> Tensor:
 def explained(net: nn.Module, inputs: Tensor | Mapping) -> Iterator[None]:
     """An error of the network about its input, images or keywords, becomes one sentence: ShapeMismatch.
 
-    Raises BadValue for what is no input at all.
+    Raises BadValue for what is no input at all, and for weights without values.
     """
     if not isinstance(inputs, (Tensor, Mapping)):
         given = _described(inputs)
@@ -108,6 +108,7 @@ def explained(net: nn.Module, inputs: Tensor | Mapping) -> Iterator[None]:
     except (ReptransError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
+        checked_weights(net)
         images = isinstance(inputs, Tensor)
         reason = _reason(net, inputs) if images else ""
         first = reason or (str(error).splitlines() or [type(error).__name__])[0]

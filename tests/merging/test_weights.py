@@ -112,6 +112,9 @@ def test_alignment_refuses():
             *(nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(64, 9))) for _ in "ab"),
             IMAGES,
         )
+    spun = nn.Sequential(nn.Linear(4, 6, dtype=torch.complex64), nn.Linear(6, 3, dtype=torch.complex64))
+    with pytest.raises(BadValue, match=r"0\.weight of Sequential is complex"):
+        aligned(spun, spun, torch.randn(8, 4, dtype=torch.complex64))
     with pytest.raises(UnknownName, match="no alignment by 'weight'. Did you mean 'weights'"):
         aligned(network(), network(), IMAGES, "weight")
 
