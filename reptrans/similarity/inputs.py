@@ -10,7 +10,7 @@ from torch.utils import data
 
 from reptrans.errors import BadData, BadValue, ReptransError, ShapeMismatch
 from reptrans.layers.network import each
-from reptrans.training.batches import checked_weights
+from reptrans.training.batches import refuse_meta
 
 Inputs = Tensor | dict[str, Tensor]  # images (n, …), or a network's keywords
 
@@ -93,7 +93,7 @@ def explained(net: nn.Module, inputs: Inputs) -> Iterator[None]:
     except (ReptransError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
-        checked_weights(net)
+        refuse_meta(net)
         first = (str(error).splitlines() or [type(error).__name__])[0]
         whole = isinstance(inputs, Tensor) and not inputs.is_floating_point()
         advice = " Images are floats, scaled and normalised as in the network's training: images.float() / 255 say."

@@ -79,12 +79,18 @@ def checked_weights(net: nn.Module) -> nn.Module:
             raise BadValue(
                 f"{name} of {type(net).__name__} takes its shape from the first images: call net(images) once."
             )
+    refuse_meta(net)
+    return net
+
+
+def refuse_meta(net: nn.Module) -> None:
+    """Raise BadValue for weights on the device meta."""
+    for name, weight in chain(net.named_parameters(), net.named_buffers()):
         if weight.is_meta:
             raise BadValue(
                 f"{name} of {type(net).__name__} is on the device meta, where weights have shapes and no values. Give "
                 "them some: net.to_empty(device='cpu'), then net.load_state_dict(…)."
             )
-    return net
 
 
 def answers_of(net: nn.Module, images: Tensor) -> Tensor:
@@ -108,7 +114,7 @@ def explained(net: nn.Module, inputs: Tensor | Mapping) -> Iterator[None]:
     except (ReptransError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
-        checked_weights(net)
+        refuse_meta(net)
         images = isinstance(inputs, Tensor)
         reason = _reason(net, inputs) if images else ""
         first = reason or (str(error).splitlines() or [type(error).__name__])[0]
