@@ -42,6 +42,7 @@ NAMES = {
     "review": "Review",
 }  # fmt: skip
 OVER = {"plain": "labels alone", "kd": "KD"}
+TOGETHER = "KD, together with it"
 SETS = {ALL: "digits", CIFAR: "CIFAR-10", DETECTION: "digits in scenes (AP)", REID: "stick figures (mAP)"}
 WORDS = ("over", "verdict", "position", "teacher transform", "student transform", "distance", "what is lost", "stages")
 HEADER = ("entry", "method", "gain", *WORDS)
@@ -158,7 +159,11 @@ def measured(name: str) -> list[tuple[str, str, dict[str, str]]]:
         run, key = {"fd_gan": (REID, ("mAP", ""))}.get(name, (DETECTION, (name, "plain")))
         return [(run, "verification alone" if run == REID else "labels alone", gains(run)[key])]
     rows = [(run, key, row) for run in (ALL, CIFAR) for key, row in gains(run).items()]
-    return [(run, OVER[over], row) for run, (who, over), row in rows if who in (name, f"{name}+kd")]
+    return [
+        (run, OVER[over] if who == name else TOGETHER, row)
+        for run, (who, over), row in rows
+        if who in (name, f"{name}+kd")
+    ]
 
 
 def interval(row: dict[str, str]) -> str:
